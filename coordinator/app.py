@@ -22,7 +22,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.config.compression import CompressionConfig
 from hypergpu.common.errors import CannotResume
 from hypergpu.common.grpc_server import make_server
-from hypergpu.common.http import Answer, HttpServer
+from hypergpu.common.http import Answer, HttpServer, Routes
 from hypergpu.common.http import metrics as metrics_route
 from hypergpu.common.identity import TaskIdentity
 from hypergpu.common.roles import Role
@@ -53,6 +53,7 @@ from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.model_files import ModelFiles, final_round
 from hypergpu.coordinator.node_metrics import NodeMetricsCollector
+from hypergpu.coordinator.page import about_settings, page_routes
 from hypergpu.coordinator.refusals import Refusals
 from hypergpu.coordinator.rehearsing import RehearsalProcess
 from hypergpu.coordinator.resuming import Found, find, identity_of, require_same_run, restore, set_aside_after
@@ -282,8 +283,7 @@ class Coordinator:
                     return 0
             server = await self._server()
             address = bind(server, self.config.server.listen, self._options.tls)
-            routes = {"/metrics": metrics_route(self.registry), "/healthz": self._health, "/sd": self._targets}
-            http = HttpServer(self.config.server.http_listen, routes)
+            http = HttpServer(self.config.server.http_listen, self._routes())
             stack.callback(http.close)
             await self._begin()  # only after everything that can fail
             health = self.engine.health
@@ -397,6 +397,15 @@ class Coordinator:
         until = loop.time() + min(self.config.server.linger_seconds, 3.0 if interrupted.is_set() else 3600.0)
         while self.engine.machine.members.connected and loop.time() < until:  # noqa: ASYNC110  (a short wait, once)
             await asyncio.sleep(0.05)
+
+    def _routes(self) -> Routes:
+        own = {"/metrics": metrics_route(self.registry), "/healthz": self._health, "/sd": self._targets}
+        return {**own, **page_routes(self.run_dir.path, self._options.tokens, self._about)}
+
+    def _about(self) -> Mapping[str, Any]:
+        """Return what the live page shows of the run before its records."""
+        metric = self.engine.machine.metric.model_dump(mode="json")
+        return {**about_settings(self.config), "name": self.run_dir.path.resolve().name, "live": True, "metric": metric}
 
     def _health(self) -> Answer:
         """Answer 503 only if a restart may help: a run with a full disk still trains and must not be killed."""

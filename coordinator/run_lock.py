@@ -53,6 +53,22 @@ class RunLock:
         self._release()
 
 
+def is_written(path: Path) -> bool:
+    """Return whether a process writes to a run directory, as far as its lock file tells; the lock is not touched."""
+    try:
+        with (path / LOCK_FILE).open("rb") as file:
+            named = _HOLDER.fullmatch(file.read(512).decode("utf-8", errors="replace"))
+        if named is None:
+            return False
+        if named[2] == socket.gethostname():
+            os.kill(int(named[1]), 0)
+    except PermissionError:  # the process is another user's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
 def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

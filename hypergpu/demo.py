@@ -40,10 +40,11 @@ class NetworkChange:
 
 @dataclass(slots=True)
 class Progress:
-    """Callbacks of a run: `event` for each event of the run, `snapshot` twice a second."""
+    """Callbacks of a run: `event` for each event, `snapshot` twice a second, `page` once with the page's address."""
 
     event: Callable[[pb.RunEvent], None] = lambda _: None
     snapshot: Callable[[Snapshot, History], None] = lambda *_: None
+    page: Callable[[str], None] = lambda _: None
 
 
 def demo_nodes(count: int) -> list[LocalNode]:
@@ -105,6 +106,7 @@ async def run_demo(
     cluster = LocalCluster(run_dir, nodes, seed=seed, settings={**(further or {}), **settings})
     try:
         async with cluster:
+            progress.page(cluster.page)
             await _schedule(cluster.client, changes)
             try:
                 await _watch(cluster, Progress(progress.event, look), stay=stay)

@@ -12,8 +12,9 @@ from types import TracebackType
 
 from hypergpu.client import Client, connect
 from hypergpu.common.extras import require_extra
-from hypergpu.common.token import JOIN, OPERATOR, token_file
+from hypergpu.common.token import JOIN, OPERATOR, VIEWER, token_file
 from hypergpu.coordinator.operator_token import OPERATOR_TOKEN
+from hypergpu.coordinator.page import page_address
 from hypergpu.coordinator.run_dir import archive_previous_run
 from hypergpu.coordinator.run_lock import RunLock
 from hypergpu.discovery import Cluster, announce
@@ -42,6 +43,8 @@ class LocalCluster:
     """
 
     client: Client
+    page: str
+    """Address of the live page, with a token that reads only."""
 
     def __init__(
         self,
@@ -86,10 +89,13 @@ class LocalCluster:
         require_extra("torch")  # else the processes would fail, with the reason in their logs
         with RunLock(self.run_dir):  # the coordinator takes it next
             archive_previous_run(self.run_dir, "logs")
-        coordinator = await self._start_coordinator()
+        viewer_token = secrets.token_urlsafe(24)
+        coordinator = await self._start_coordinator(viewer_token)
         stack.push_async_callback(coordinator.end)
-        upstream = (await coordinator.addresses())["listening"]
+        addresses = await coordinator.addresses()
+        upstream = addresses["listening"]
         self.owns_run_dir = True
+        self.page = page_address(addresses["metrics"], viewer_token)
         self._operator_token = token_file(self.run_dir / OPERATOR_TOKEN, "the operator token").first
         proxy = await self._start_proxy(upstream)
         stack.push_async_callback(proxy.end)
@@ -102,12 +108,12 @@ class LocalCluster:
         stack.callback(announce(cluster))
 
     async def _start_process(
-        self, name: str, *arguments: str, token: tuple[str, str], orphaned: signal.Signals = signal.SIGTERM
+        self, name: str, *arguments: str, tokens: Mapping[str, str], orphaned: signal.Signals = signal.SIGTERM
     ) -> Process:
         logs = self.run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         environment = {
-            **dict([token]),
+            **tokens,
             "OMP_NUM_THREADS": "1",  # processes share the machine's cores
             "PYTHONUNBUFFERED": "1",
         }
@@ -115,11 +121,11 @@ class LocalCluster:
         self.processes[name] = process
         return process
 
-    async def _start_coordinator(self) -> Process:
+    async def _start_coordinator(self, viewer_token: str) -> Process:
         settings = [f"--set={key}={value}" for key, value in self._settings.items()]
-        return await self._start_process(
-            "coordinator", "coordinator", *_LISTEN, "--insecure", f"--out={self.run_dir}", *settings, token=self._join
-        )
+        options = (*_LISTEN, "--insecure", f"--out={self.run_dir}", *settings)
+        tokens = {**self._join, VIEWER.variable: viewer_token}
+        return await self._start_process("coordinator", "coordinator", *options, tokens=tokens)
 
     async def _start_proxy(self, upstream: str) -> Process:
         links = [
@@ -129,8 +135,9 @@ class LocalCluster:
         if self._scenario is not None:
             links = [f"--scenario={self._scenario}"]
         network = (f"--upstream={upstream}", f"--seed={self._seed}", *links)
-        token = (OPERATOR.variable, self._operator_token)
-        return await self._start_process("netsim_proxy", "proxy", *_LISTEN, "--drain-seconds=1", *network, token=token)
+        tokens = {OPERATOR.variable: self._operator_token}
+        options = (*_LISTEN, "--drain-seconds=1", *network)
+        return await self._start_process("netsim_proxy", "proxy", *options, tokens=tokens)
 
     async def _start_nodes(self, address: str) -> None:
         # A node loads only the code of tasks that it is given.
@@ -149,13 +156,13 @@ class LocalCluster:
                 "--insecure",
                 *settings,
                 *task,
-                token=self._join,
+                tokens=self._join,
                 orphaned=signal.SIGKILL,  # a node has no files to write
             )
 
     @property
-    def _join(self) -> tuple[str, str]:
-        return JOIN.variable, self._token
+    def _join(self) -> dict[str, str]:
+        return {JOIN.variable: self._token}
 
     async def _end_nodes(self) -> None:
         running = [self.processes[node.node_id] for node in self.nodes if node.node_id in self.processes]

@@ -26,6 +26,7 @@ from hypergpu.cli.trace import app as trace
 from hypergpu.cli.transfer import transfer
 from hypergpu.cli.tune import tune
 from hypergpu.cli.validate import validate
+from hypergpu.cli.view import view
 from hypergpu.cli.whatif import whatif
 from hypergpu.common import log
 from hypergpu.common.command_line import new_app, run_app
@@ -42,7 +43,7 @@ _COMMANDS: tuple[tuple[str, type[TyperCommand], Commands], ...] = (
     ("Start and stop", TargetCommand, (doctor,)),
     ("Secure", TyperCommand, (token, certs)),
     ("Inspect", ClusterCommand, (inspect.status, inspect.nodes, network.links, logs)),
-    ("Inspect", TyperCommand, (report, export, rewards)),
+    ("Inspect", TyperCommand, (view, report, export, rewards)),
     (_SIMULATE, TyperCommand, (simulate, compare, tune, plan, whatif, validate, fit, transfer)),
     (
         "Control the network",

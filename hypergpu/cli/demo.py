@@ -4,6 +4,7 @@ import asyncio
 import math
 import signal
 import time
+import webbrowser
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.common.latest import RUNS
 from hypergpu.common.limits import LARGEST_COUNT
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
-from hypergpu.common.options import FLAG, AsJson, Seed, Settings
+from hypergpu.common.options import FLAG, AsJson, Open, Seed, Settings
 from hypergpu.common.task_names import choices
 from hypergpu.common.text import UNKNOWN, counted, duration, figure, milliseconds, number
 from hypergpu.console import QUALITY_STYLE, PlainConsole, new_table, print_table, say, styled
@@ -63,6 +64,7 @@ def demo(  # noqa: PLR0917  (one per option)
     stay: Annotated[
         bool, typer.Option("--stay", metavar=FLAG, help="Keep the cluster until Ctrl-C, to inspect and control it.")
     ] = False,
+    opens: Open = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", metavar=FLAG, help="Print only the result.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", metavar=FLAG, help="Print every event and decision.")
@@ -79,7 +81,7 @@ def demo(  # noqa: PLR0917  (one per option)
     further = _checked(settings or [])
     run_dir = _made(out or RUNS / time.strftime("%Y-%m-%d-%H%M%S"))
     planned = rounds or (0 if stay else _ROUNDS)
-    shown = _Demo(PlainConsole(stderr=as_json), level, run_dir, nodes, planned, as_json)
+    shown = _Demo(PlainConsole(stderr=as_json), level, run_dir, nodes, planned, as_json, opens)
     summary = shown.train(task, seed, further, stay=stay)
     if summary is None:
         shown.report_stayed()
@@ -115,6 +117,7 @@ class _Demo:
     nodes: int
     rounds: int
     as_json: bool
+    opens: bool = False
 
     def train(self, task: str, seed: int, further: Mapping[str, str], *, stay: bool) -> dict[str, Any] | None:
         """Run the cluster and return its summary; None if it stayed until Ctrl-C."""
@@ -128,6 +131,7 @@ class _Demo:
             self.say(_STAYING)
         try:
             with progress_of_run(self.console, self.level, changes) as progress:
+                progress.page = self._show_page
                 return asyncio.run(_until_signalled(run, progress))
         except (KeyboardInterrupt, asyncio.CancelledError):
             if stay:
@@ -178,6 +182,12 @@ class _Demo:
             reason = " ".join(str(error).split()) or type(error).__name__
             self.say(f"no comparison with and without adaptation: {reason}")
             return None
+
+    def _show_page(self, address: str) -> None:
+        if self.level is not Level.QUIET:
+            self.say(f"live page: {address}")
+        if self.opens:
+            webbrowser.open(address)
 
     def say(self, text: str) -> None:
         """Print a line."""

@@ -1,13 +1,15 @@
-"""HTTP server for /metrics and /healthz: a few fixed paths, GET and HEAD only, bounded in time and connections."""
+"""HTTP server for metrics, health and the live page: a few fixed paths, bounded in time, connections and memory."""
 
 import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from functools import partial
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -15,7 +17,21 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from hypergpu.common.address import split_address
 from hypergpu.common.clock import monotonic
+from hypergpu.common.daemon_thread import in_daemon_thread
 from hypergpu.common.errors import ConfigError
+from hypergpu.common.http_messages import (
+    Action,
+    Answer,
+    Chunks,
+    Fixed,
+    Request,
+    Route,
+    Routes,
+    Stream,
+    fixed,
+    head_of,
+    parse_head,
+)
 from hypergpu.common.token_bucket import Budget, Budgets
 
 _BACKLOG: Final = 128
@@ -23,18 +39,20 @@ _MAX_HEAD_BYTES: Final = 16 << 10
 _MAX_UNREAD_BYTES: Final = 64 << 10
 """Bytes that a client may send after its request before the connection is closed."""
 _REQUESTS: Final = Budget(rate=50.0, burst=100.0)
+_MAX_BODY_BYTES: Final = 4 << 10
+"""Largest body of a POST: a few words."""
+_STREAM_BUFFER_BYTES: Final = 256 << 10
+"""Bytes of a stream that the kernel keeps for a client that reads slowly."""
 _WRITE_BYTES: Final = 64 << 10
 """Size of the pieces in which an answer is written: a slow reader keeps one of them in memory, not a whole copy."""
 
+_STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
+"""The second keeps nginx from holding events back."""
+_METHODS: Final[dict[type, tuple[str, ...]]] = {Action: ("POST",), Stream: ("GET",)}
+
 log = structlog.get_logger()
 
-
-class Answer(NamedTuple):
-    """Answer to a request."""
-
-    body: bytes
-    content_type: str = "text/plain; charset=utf-8"
-    status: int = 200
+__all__ = ["Action", "Answer", "Chunks", "HttpServer", "Limits", "Request", "Routes", "Stream", "fixed", "metrics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +64,11 @@ class Limits:
     head_seconds: float = 5.0
     """Time from the start of a connection to the end of its request's head."""
     total_seconds: float = 30.0
-    """Duration of a connection, including the time to read the answer."""
+    """Duration of a connection, including the time to read the answer; streams last longer."""
+    stream_write_seconds: float = 10.0
+    """Time in which the client of a stream must read what is sent: one that is slower is dropped."""
     requests: Budget = _REQUESTS
     """Requests from one address."""
-
-
-Route = Callable[[], Answer]
-Routes = Mapping[str, Route]
 
 
 def metrics(registry: CollectorRegistry) -> Route:
@@ -102,6 +118,8 @@ class _Connection:
     writer: asyncio.StreamWriter
     has_asked: bool = False
     """True if the head of the request has arrived."""
+    streams: bool = False
+    """True if it is answered with a stream, which lasts."""
 
 
 @dataclass(eq=False, slots=True)
@@ -121,7 +139,7 @@ class _SharedRoute:
     async def _run(self) -> Answer:
         async with self._running:
             self._next = None
-            return await _in_daemon_thread(self.route)
+            return await _answer_of(self.route)
 
 
 class _Serving:
@@ -129,7 +147,10 @@ class _Serving:
 
     def __init__(self, routes: Routes, limits: Limits) -> None:
         self._limits, self._budgets = limits, Budgets()
-        self._routes = {path: _SharedRoute(route) for path, route in routes.items()}
+        self._routes = {
+            path: route if isinstance(route, Fixed | Stream | Action) else _SharedRoute(route)
+            for path, route in routes.items()
+        }
         self._open: dict[_Connection, asyncio.Task[None]] = {}  # in order of age
 
     async def run(self, listener: socket.socket, stop: asyncio.Event) -> None:
@@ -151,7 +172,8 @@ class _Serving:
 
     def _evict(self) -> None:
         silent = (connection for connection in self._open if not connection.has_asked)
-        oldest = next(silent, None) or next(iter(self._open))
+        brief = (connection for connection in self._open if not connection.streams)
+        oldest = next(silent, None) or next(brief, None) or next(iter(self._open))
         self._open.pop(oldest).cancel()
         oldest.writer.transport.abort()
 
@@ -159,14 +181,17 @@ class _Serving:
         try:
             async with asyncio.timeout(self._limits.total_seconds):
                 answer, with_body = await self._read(connection)
-                await _write(connection.writer, answer, with_body)
-                await _finish(connection)
+                if isinstance(answer, Answer):
+                    await _write(connection.writer, answer, with_body)
+                    await _finish(connection)
+            if not isinstance(answer, Answer):
+                await self._stream(connection, answer)
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass  # the client is slow or gone
         finally:
             connection.writer.transport.abort()
 
-    async def _read(self, connection: _Connection) -> tuple[Answer, bool]:
+    async def _read(self, connection: _Connection) -> tuple[Answer | Chunks, bool]:
         """Read a request and return its answer, and whether the client wants its body."""
         try:
             async with asyncio.timeout(self._limits.head_seconds):
@@ -177,26 +202,59 @@ class _Serving:
         address = (connection.writer.get_extra_info("peername") or ("",))[0]
         if self._budgets.spend(address, self._limits.requests, monotonic()):
             return Answer(b"too many requests from this address\n", status=429), True
-        method, _, rest = head.partition(b"\r\n")[0].decode("latin-1").partition(" ")
-        target, _, version = rest.partition(" ")
-        if not version.startswith("HTTP/1."):
-            return Answer(b"expected an HTTP/1 request\n", status=400), True
-        if method not in ("GET", "HEAD"):
-            return Answer(b"only GET and HEAD are supported\n", status=405), True
-        route = self._routes.get(target.partition("?")[0])
+        request = parse_head(head, address)
+        if isinstance(request, Answer):
+            return request, True
+        return await self._answer(request, connection), request.method != "HEAD"
+
+    async def _answer(self, request: Request, connection: _Connection) -> Answer | Chunks:
+        route = self._routes.get(request.path)
+        allowed = _METHODS.get(type(route), ("GET", "HEAD"))
+        if request.method not in allowed:
+            text = f"supported here: {' and '.join(allowed)}\n"
+            return Answer(text.encode(), status=405, headers={"Allow": ", ".join(allowed)})
+        if isinstance(route, Fixed | Stream):
+            return route.answer(request)
+        if isinstance(route, Action):
+            if request.body_bytes > _MAX_BODY_BYTES:
+                return Answer(f"a body has at most {_MAX_BODY_BYTES} bytes\n".encode(), status=413)
+            body = await connection.reader.readexactly(request.body_bytes)
+            return await _answer_of(partial(route.act, replace(request, body=body)))
         if route is None:
-            return Answer(f"unknown path; known: {', '.join(self._routes)}\n".encode(), status=404), method == "GET"
-        return await route.answer(), method == "GET"
+            return Answer(f"unknown path; known: {', '.join(self._routes)}\n".encode(), status=404)
+        return await route.answer()
+
+    async def _stream(self, connection: _Connection, chunks: Chunks) -> None:
+        """Send chunks as they come, and nothing ahead of what the client reads."""
+        connection.streams = True
+        writer, task = connection.writer, asyncio.current_task()
+        assert task is not None
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _STREAM_BUFFER_BYTES)
+        writer.transport.set_write_buffer_limits(high=0)
+        gone = asyncio.create_task(_until_closed(connection.reader))
+        gone.add_done_callback(lambda _: task.cancel())
+        try:
+            async with aclosing(chunks):
+                writer.write(head_of(200, "text/event-stream", _STREAM_HEADERS))
+                async for chunk in chunks:
+                    for at in range(0, len(chunk), _WRITE_BYTES):
+                        writer.write(chunk[at : at + _WRITE_BYTES])
+                        async with asyncio.timeout(self._limits.stream_write_seconds):
+                            await writer.drain()
+        finally:
+            gone.cancel()
+
+
+async def _until_closed(reader: asyncio.StreamReader) -> None:
+    """Wait until the client closes; what it still sends is of no interest."""
+    with contextlib.suppress(OSError):
+        while await reader.read(_MAX_HEAD_BYTES):
+            pass
 
 
 async def _write(writer: asyncio.StreamWriter, answer: Answer, with_body: bool) -> None:
     """Write an answer as fast as the client reads it."""
-    allow = "Allow: GET, HEAD\r\n" if answer.status == 405 else ""
-    head = (
-        f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n"
-        f"Content-Type: {answer.content_type}\r\nContent-Length: {len(answer.body)}\r\n{allow}Connection: close\r\n\r\n"
-    )
-    writer.write(head.encode("latin-1"))
+    writer.write(head_of(answer.status, answer.content_type, answer.headers, len(answer.body)))
     writer.transport.set_write_buffer_limits(high=0)
     body = memoryview(answer.body) if with_body else memoryview(b"")
     for at in range(0, len(body), _WRITE_BYTES):
@@ -213,23 +271,10 @@ async def _finish(connection: _Connection) -> None:
         left -= len(data)
 
 
-async def _in_daemon_thread(route: Route) -> Answer:
-    """Run a route in a daemon thread, which does not prevent the server or the process from ending."""
-    loop = asyncio.get_running_loop()
-    answered: asyncio.Future[Answer] = loop.create_future()
-
-    def settle(answer: Answer) -> None:
-        if not answered.done():
-            answered.set_result(answer)
-
-    def run() -> None:
-        try:
-            answer = route()
-        except Exception:
-            log.exception("an HTTP route failed")
-            answer = Answer(b"internal error\n", status=HTTPStatus.INTERNAL_SERVER_ERROR)
-        with contextlib.suppress(RuntimeError):  # the server has been closed meanwhile
-            loop.call_soon_threadsafe(settle, answer)
-
-    threading.Thread(target=run, name="http route", daemon=True).start()
-    return await answered
+async def _answer_of(route: Callable[[], Answer]) -> Answer:
+    """Run a route on a thread of its own."""
+    try:
+        return await in_daemon_thread(route, "http route")
+    except Exception:
+        log.exception("an HTTP route failed")
+        return Answer(b"internal error\n", status=HTTPStatus.INTERNAL_SERVER_ERROR)

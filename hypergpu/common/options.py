@@ -33,7 +33,7 @@ Settings = Annotated[
 
 HttpListen = Annotated[
     str | None,
-    typer.Option(metavar=ADDRESS, help="Address for /metrics and health checks; port 0 takes a free one."),
+    typer.Option(metavar=ADDRESS, help="Address for HTTP: metrics, health and the live page; port 0 takes one."),
 ]
 
 Token = Annotated[
@@ -163,3 +163,4 @@ SEED: Final = typer.Option(
 )
 Seed = Annotated[int, SEED]
 AsJson = Annotated[bool, typer.Option("--json", metavar=FLAG, help="Print JSON, for scripts.")]
+Open = Annotated[bool, typer.Option("--open", metavar=FLAG, help="Open the live page in the browser.")]

@@ -72,14 +72,24 @@ def role_check(tokens: Mapping[Role, TokenSource]) -> Admit:
     """
 
     def admit(method: str, context: Context) -> None:
-        allowed = ROLES.get(method, ())
-        if allowed and not any(tokens.get(role) for role in allowed):
-            return
-        held = _held(tokens, _shown(context))
-        if held.isdisjoint(allowed):
-            raise _refusal(method, allowed, held)
+        require_role(tokens, method, _shown(context))
 
     return admit
+
+
+def require_role(tokens: Mapping[Role, TokenSource], method: str, shown: bytes) -> None:
+    """Check that `shown`, as in `Bearer TOKEN`, is the token of a role that may call a method.
+
+    Raises:
+        NotAuthenticated: It is none.
+        PermissionDenied: It is that of another role.
+    """
+    allowed = ROLES.get(method, ())
+    if allowed and not any(tokens.get(role) for role in allowed):
+        return
+    held = _held(tokens, shown)
+    if held.isdisjoint(allowed):
+        raise _refusal(method, allowed, held)
 
 
 def _held(tokens: Mapping[Role, TokenSource], shown: bytes) -> set[Role]:

@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import socket
 import threading
@@ -9,7 +10,7 @@ from urllib.request import urlopen
 import pytest
 
 from hypergpu.common.errors import ConfigError
-from hypergpu.common.http import Answer, HttpServer, Limits, Routes
+from hypergpu.common.http import Action, Answer, Chunks, HttpServer, Limits, Request, Routes, Stream
 
 Start = Callable[..., HttpServer]
 
@@ -206,3 +207,112 @@ def test_closing_does_not_wait_for_clients_or_routes(dial: Callable[[HttpServer]
     assert time.monotonic() - began < 2
     assert read_all(sock) == b""
     go_on.set()
+
+
+async def endless(piece: bytes) -> Chunks:
+    while True:
+        yield piece
+        await asyncio.sleep(0)
+
+
+def test_a_stream_goes_on_until_the_client_leaves(start: Start, dial: Callable[[HttpServer], socket.socket]) -> None:
+    left = threading.Event()
+
+    async def ticks() -> Chunks:
+        try:
+            for number in range(1000):
+                yield f"data: {number}\n\n".encode()
+                await asyncio.sleep(0.01)
+        finally:
+            left.set()
+
+    sock = dial(start({"/events": Stream(lambda request: ticks())}, Limits(total_seconds=0.05)))
+    sock.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+    seen = b""
+    while b"data: 20\n" not in seen:
+        seen += sock.recv(1 << 16)
+    assert seen.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
+    assert not left.is_set()
+    sock.close()
+    assert left.wait(5)
+
+
+def test_who_reads_a_stream_too_slowly_is_dropped_and_nothing_is_kept_for_it(
+    start: Start, dial: Callable[[HttpServer], socket.socket]
+) -> None:
+    sent = [0]
+
+    async def fast() -> Chunks:
+        while True:
+            sent[0] += 1 << 20
+            yield bytes(1 << 20)
+
+    server = start({"/events": Stream(lambda request: fast())}, Limits(stream_write_seconds=0.3))
+    slow = dial(server)
+    slow.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+    time.sleep(0.8)
+    before = sent[0]
+    assert len(read_all(slow)) < sent[0] <= 32 << 20  # what two sockets hold
+    assert sent[0] == before
+
+
+def test_streams_make_room_last(start: Start, dial: Callable[[HttpServer], socket.socket]) -> None:
+    async def quiet() -> Chunks:
+        yield b"data: first\n\n"
+        await asyncio.sleep(60)
+
+    server = start({"/events": Stream(lambda _: quiet()), "/healthz": lambda: Answer(b"well\n")}, Limits(connections=2))
+    stream, silent = dial(server), dial(server)
+    stream.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+    while b"first" not in stream.recv(1 << 16):
+        pass
+    for _ in range(5):
+        with urlopen(f"http://{server.address}/healthz", timeout=5) as reply:
+            assert reply.read() == b"well\n"
+    assert read_all(silent) == b""
+    stream.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        stream.recv(1)
+
+
+def test_a_stream_may_refuse(start: Start) -> None:
+    server = start({"/events": Stream(lambda request: Answer(b"no\n", status=401))})
+    with pytest.raises(HTTPError) as caught:
+        urlopen(f"http://{server.address}/events")
+    with caught.value as answer:
+        assert (answer.code, answer.read()) == (401, b"no\n")
+
+
+def test_a_post_reaches_its_action_with_its_headers_and_body(
+    start: Start, dial: Callable[[HttpServer], socket.socket]
+) -> None:
+    def act(request: Request) -> Answer:
+        return Answer(f"{request.address} {request.headers['authorization']} {request.body!r}".encode())
+
+    server = start({"/pause": Action(act)})
+    head = b"POST /pause HTTP/1.1\r\nAUTHORIZATION:  Bearer x \r\nContent-Length: "
+    for rest, status, text in (
+        (b"3\r\n\r\nabc", b"200", b"127.0.0.1 Bearer x b'abc'"),
+        (b"5000\r\n\r\n", b"413", b"at most 4096 bytes"),
+        (b"-1\r\n\r\n", b"200", b"b''"),
+    ):
+        sock = dial(server)
+        sock.sendall(head + rest)
+        answer = read_all_after_shutdown(sock)
+        assert answer.startswith(b"HTTP/1.1 " + status)
+        assert text in answer
+    with pytest.raises(HTTPError) as caught:
+        urlopen(f"http://{server.address}/pause")
+    with caught.value as refused:
+        assert (refused.code, refused.headers["Allow"]) == (405, "POST")
+
+
+def test_closing_ends_streams(dial: Callable[[HttpServer], socket.socket]) -> None:
+    server = HttpServer("127.0.0.1:0", {"/events": Stream(lambda _: endless(b"data: x\n\n"))})
+    sock = dial(server)
+    sock.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+    assert sock.recv(10)
+    began = time.monotonic()
+    server.close()
+    assert time.monotonic() - began < 2
+    assert b"data: x" in read_all(sock)

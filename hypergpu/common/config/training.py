@@ -244,7 +244,7 @@ class ServerConfig(ConfigSection):
     listen: str = "127.0.0.1:50051"
     """HOST:PORT for gRPC; port 0 chooses a free one."""
     http_listen: str = "127.0.0.1:9100"
-    """HOST:PORT for /metrics, /healthz and Prometheus's discovery; port 0 chooses a free one."""
+    """HOST:PORT for the live page, /metrics, /healthz and Prometheus's discovery; port 0 chooses a free one."""
     max_nodes: Count = 10_000
     """Nodes that may be registered at once."""
     upload_memory_bytes: Bytes = 1 << 30

@@ -1,0 +1,51 @@
+"""Routes of the page: its files, open to everybody, and the records of the run, for those who may watch it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from hypergpu.common.errors import HyperGPUError, NotAuthenticated, PermissionDenied, ResourceExhausted
+from hypergpu.common.http import Answer, Chunks, Request, Routes, Stream
+from hypergpu.common.roles import Role, require_role
+from hypergpu.common.token import TokenSource
+from hypergpu.coordinator.page.feed import About, Feed
+from hypergpu.coordinator.page.static_files import static_routes
+
+WATCH: Final = "/hypergpu.coordinator.v1.Control/WatchEvents"
+"""Method of gRPC whose roles may read the records here."""
+_NO_STORE: Final = {"Cache-Control": "no-store"}
+
+
+def page_routes(directory: Path, tokens: Mapping[Role, TokenSource], about: About) -> Routes:
+    """Return the routes of the page of a run.
+
+    Args:
+        directory: the run.
+        tokens: tokens of each role, as for gRPC; the page shows them as `Authorization: Bearer TOKEN`.
+        about: what a viewer is told first of the run.
+    """
+    feed = Feed(directory, about)
+
+    def events(request: Request) -> Answer | Chunks:
+        try:
+            require_role(tokens, WATCH, request.headers.get("authorization", "").encode("latin-1"))
+            return feed.open(request.address, request.headers.get("last-event-id", ""))
+        except HyperGPUError as error:
+            return refusal(error)
+
+    return {**static_routes(), "/events": Stream(events)}
+
+
+def refusal(error: HyperGPUError) -> Answer:
+    """Return the answer that refuses a request."""
+    status = 400
+    if isinstance(error, NotAuthenticated):
+        status = 403 if isinstance(error, PermissionDenied) else 401
+    elif isinstance(error, ResourceExhausted):
+        status = 503
+    return Answer(f"{error}\n".encode(), status=status, headers=_NO_STORE)
+
+
+def page_address(address: str, token: str = "") -> str:
+    """Return the address of the page of a server; browsers keep the fragment, with the token, to themselves."""
+    return f"http://{address}/" + (f"#token={token}" if token else "")

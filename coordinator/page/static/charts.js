@@ -1,0 +1,155 @@
+// Charts of the rounds over time, drawn by uPlot; one cursor runs through all of them.
+
+import { clock, duration, element, figure, percent, size } from "./format.js";
+import { colours, FONT } from "./theme.js";
+
+const HEIGHT = 168;
+const MOST_POINTS = 4000; // more than the pixels of a wide screen
+
+const KINDS = [
+  { key: "metric", title: "Metric", lines: [(row, of) => row.data[of.metric.name]] },
+  { key: "loss", title: "Loss", lines: [(row) => row.data.loss ?? row.data.train_loss], show: (v) => figure(v, 4) },
+  { key: "time", title: "Time of a round", lines: [(row) => row.seconds], show: duration },
+  { key: "bytes", title: "Bytes of a round, down and up", show: size, lines: [
+    (row) => sum(row.data.bytes_down), (row) => sum(row.data.bytes_up)], names: ["down", "up"] },
+];
+
+function sum(column) {
+  let total = 0;
+  for (const value of Object.values(column ?? {})) total += typeof value === "number" ? value : 0;
+  return total;
+}
+
+export class Charts {
+  constructor(parent, onTime) {
+    this.onTime = onTime;
+    this.marker = null;
+    this.ghost = null;
+    this.charts = KINDS.map((kind) => {
+      const caption = element("p", { class: "soft" });
+      const title = element("h3", { text: kind.title });
+      const box = element("div", { class: "plot", role: "img" });
+      parent.append(element("figure", {}, element("figcaption", {}, title, caption), box));
+      return { kind, title, caption, box, plot: null, rows: [] };
+    });
+    new ResizeObserver(() => {
+      for (const { plot, box } of this.charts) plot?.setSize({ width: Math.max(120, box.clientWidth), height: HEIGHT });
+    }).observe(parent);
+  }
+
+  /** Draw rounds from a time on; `about` has the metric and the origin of time. */
+  update(rounds, about, [from, to]) {
+    for (const chart of this.charts) {
+      const { kind } = chart;
+      const show = kind.show ?? metricText(about.metric);
+      if (kind.key === "metric") chart.title.textContent = title(about.metric.name);
+      chart.box.closest("figure").hidden = kind.key === "metric" && about.metric.name === "loss";
+      const rows = thinned(rounds.filter((row) => row.t >= from && row.t <= to));
+      const ghosts = thinned(this.ghost?.rounds ?? []);
+      const data = joined(rows, kind.lines.map((line) => (row) => finite(line(row, about))), about.begin, ghosts, this.ghost?.begin);
+      this.#draw(chart, data, show, [from - about.begin, to - about.begin]);
+      this.#caption(chart, data, show);
+    }
+  }
+
+  /** Mark a time, or none. */
+  mark(t) {
+    this.marker = t;
+    for (const { plot } of this.charts) plot?.redraw(false, false);
+  }
+
+  recolour() {
+    for (const chart of this.charts) {
+      chart.plot?.destroy();
+      chart.plot = null;
+    }
+  }
+
+  #draw(chart, data, show, [from, to]) {
+    const { box, kind } = chart;
+    const width = Math.max(120, box.clientWidth);
+    if (chart.plot === null || chart.plot.series.length !== data.length) {
+      chart.plot?.destroy();
+      chart.plot = new uPlot(this.#options(kind, width, show, data.length - 1, box), data, box);
+      box.querySelector(".u-legend")?.setAttribute("aria-label", `Lines: ${chart.title.textContent}`);
+    } else chart.plot.setData(data, false);
+    chart.plot.batch(() => {
+      chart.plot.setScale("x", { min: from, max: Math.max(to, from + 1e-3) });
+    });
+  }
+
+  #options(kind, width, show, lines, box) {
+    const stroke = [colours.accent, colours.poor], ghost = this.ghost !== null;
+    const series = Array.from({ length: lines }, (_, n) => {
+      const isGhost = ghost && n >= kind.lines.length;
+      const color = isGhost ? colours.ghost : stroke[n % kind.lines.length];
+      return {
+        label: isGhost ? this.ghost.name : kind.names?.[n] ?? "this run", stroke: color, width: isGhost ? 1.5 : 2,
+        dash: isGhost ? [6, 5] : undefined, spanGaps: true, points: { show: false }, value: (_u, v) => (v === null ? "–" : show(v)),
+      };
+    });
+    const axis = { stroke: colours.soft, font: `11px ${FONT}`, grid: { stroke: colours.grid, width: 1 }, ticks: { show: false } };
+    return {
+      width, height: HEIGHT, padding: [8, 10, 0, 0], legend: { show: lines > 1, live: false }, cursor: {
+        sync: { key: "time" }, points: { size: 7 }, drag: { x: false, y: false },
+        bind: { click: (u) => (event) => { this.onTime(u.posToVal(u.cursor.left, "x")); return event; } },
+      },
+      scales: { x: { time: false } }, series: [{ value: (_u, v) => clock(v ?? 0) }, ...series],
+      axes: [
+        { ...axis, size: 24, values: (_u, ticks) => ticks.map(clock), space: 70 },
+        { ...axis, size: 58, values: (_u, ticks) => ticks.map(show), space: 34 },
+      ],
+      hooks: { draw: [(u) => this.#drawMarker(u)], setCursor: [(u) => tell(u, box, show)] },
+    };
+  }
+
+  #drawMarker(u) {
+    if (this.marker === null) return;
+    const x = u.valToPos(this.marker, "x", true), { left, top, width, height } = u.bbox;
+    if (x < left || x > left + width) return;
+    u.ctx.save();
+    u.ctx.strokeStyle = colours.ink;
+    u.ctx.lineWidth = devicePixelRatio;
+    u.ctx.setLineDash([4 * devicePixelRatio, 3 * devicePixelRatio]);
+    u.ctx.beginPath();
+    u.ctx.moveTo(x, top);
+    u.ctx.lineTo(x, top + height);
+    u.ctx.stroke();
+    u.ctx.restore();
+  }
+
+  #caption(chart, data, show) {
+    const known = data[1].filter((value) => value !== null);
+    const text = known.length ? `${show(known[0])} → ${show(known.at(-1))}` : "not measured yet";
+    chart.caption.textContent = text;
+    chart.box.setAttribute("aria-label", `${chart.title.textContent} over time: ${text}`);
+  }
+}
+
+function tell(u, box, show) {
+  const at = u.cursor.idx;
+  if (at === null || at === undefined) box.removeAttribute("title");
+  else box.title = `${clock(u.data[0][at])}: ${u.data.slice(1).map((line) => (line[at] === null ? "–" : show(line[at]))).join(", ")}`;
+}
+
+const finite = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
+const title = (name) => name.charAt(0).toUpperCase() + name.slice(1);
+
+export function metricText(metric) {
+  return metric.format === "percent" ? (value) => percent(value) : (value) => figure(value, 4);
+}
+
+/** At most so many rows, evenly; the last stays. */
+function thinned(rows) {
+  const step = Math.ceil(rows.length / MOST_POINTS);
+  return step <= 1 ? rows : rows.filter((_, n) => n % step === 0 || n === rows.length - 1);
+}
+
+/** The rows of a run, and those of a ghost, on one axis of seconds since the first round. */
+function joined(rows, lines, begin, ghosts, ghostBegin) {
+  const mine = [rows.map((row) => row.t - begin), ...lines.map((line) => rows.map(line))];
+  if (!ghosts.length) return mine;
+  const theirs = [ghosts.map((row) => row.t - ghostBegin), ...lines.map((line) => ghosts.map(line))];
+  const [xs, ...ys] = uPlot.join([mine, theirs]);
+  return [xs, ...ys.map((line) => line.map((value) => value ?? null))];
+}

@@ -1,0 +1,223 @@
+"""The page in a real browser, over a run directory; what it shows is read from its document."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hypergpu.common.roles import Role
+from tests.browser import Browser, needs_chromium
+from tests.coordinator.page.conftest import NODES, TOKENS, Serve, lines, round_of
+
+pytestmark = needs_chromium
+SHOWN = "hypergpu.caughtUp && document.querySelector('#events tbody tr:not(.space)') !== null"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture(autouse=True)
+def leaves_without_an_error(browser: Browser, serve: Serve) -> Iterator[None]:
+    del serve  # it ends after the page has left
+    yield
+    browser.call("Page.navigate", url="about:blank")
+    errors, browser.errors = browser.errors, []
+    assert errors == []
+
+
+def cells(browser: Browser, table: str) -> list[list[str]]:
+    found: list[list[str]] = browser.value(
+        f"[...document.querySelectorAll('#{table} tbody tr:not(.space):not([hidden])')]"
+        ".map((row) => [...row.cells].map((cell) => cell.textContent))"
+    )
+    return found
+
+
+def text(browser: Browser, selector: str) -> str:
+    return str(browser.value(f"document.querySelector({json.dumps(selector)}).textContent"))
+
+
+def tree(browser: Browser) -> list[tuple[str, str]]:
+    """Roles and names of what a screen reader is told."""
+    nodes: list[dict[str, Any]] = browser.call("Accessibility.getFullAXTree")["nodes"]
+    return [(each["role"]["value"], each.get("name", {}).get("value", "")) for each in nodes if not each.get("ignored")]
+
+
+def test_it_shows_the_run_and_follows_it(browser: Browser, run_dir: Path, serve: Serve) -> None:
+    browser.show(f"http://{serve(run_dir, live=True, rounds=9, metric={'name': 'accuracy'}).address}/")
+    browser.until(SHOWN)
+    assert text(browser, "h1") == "first running"
+    assert text(browser, "#progress-text") == "round 6 of 9 · warm up"
+    assert (
+        dict(
+            zip(
+                *[iter(browser.value("[...document.querySelectorAll('#tiles dt, #tiles dd')].map(e => e.textContent)"))]
+                * 2,
+                strict=True,
+            )
+        )["nodes"]
+        == "2 of 3"
+    )
+    assert [row[0] for row in cells(browser, "nodes")] == [NODES[2], "far_1", "near_0"]
+    assert cells(browser, "links")[1][:4] == ["far_1", "poor", "31", "213 ms"]
+    with (run_dir / "rounds.jsonl").open("a") as file:
+        file.write(lines([round_of(7, 7.9)]))
+    browser.until("document.querySelector('#progress-text').textContent.startsWith('round 7 of 9')")
+
+
+def test_a_name_that_would_be_markup_is_text(browser: Browser, run_dir: Path, serve: Serve) -> None:
+    (run_dir / "summary.json").write_text(
+        json.dumps({"metric": {"name": "<img src=x onerror=alert(1)>"}, "scenario": "<b>x</b>"})
+    )
+    browser.show(f"http://{serve(run_dir).address}/")
+    browser.until(SHOWN)
+    browser.value(f"hypergpu.showNode({json.dumps(NODES[2])})")
+    assert text(browser, "#why h2") == NODES[2]
+    assert "<b>x</b>" in text(browser, "#kicker")
+    assert (
+        browser.value("document.querySelectorAll('main script, main img, #why script, header b, #tiles img').length")
+        == 0
+    )
+
+
+def test_going_back_shows_the_state_of_then(browser: Browser, run_dir: Path, serve: Serve) -> None:
+    browser.show(f"http://{serve(run_dir).address}/")
+    browser.until(SHOWN)
+    now = cells(browser, "links")
+    browser.value(
+        "(() => { const t = document.querySelector('#time'); t.value = 2.95; t.dispatchEvent(new Event('input')); })()"
+    )
+    browser.until("document.querySelector('#progress-text').textContent.startsWith('round 2')")
+    then = cells(browser, "links")
+    assert {row[0]: row[1] for row in then} == {
+        NODES[2]: "unclassified",
+        "far_1": "unclassified",
+        "near_0": "unclassified",
+    }
+    assert {row[0]: row[1] for row in now} == {NODES[2]: "offline", "far_1": "poor", "near_0": "good"}
+    assert all("quality" not in row[0] for row in cells(browser, "events"))
+    # The state of each moment is that of a reduction from the beginning: no copy on the way is of another moment.
+    assert (
+        browser.value(
+            """(async () => {
+          const { History } = await import('/page/history.js');
+          const { apply, initial, record } = await import('/page/state.js');
+          const of = (state) => JSON.stringify([state, [...state.nodes]]);
+          const rows = Array.from({length: 3000}, (_, n) => record('event', {seconds: (n * 7919) % 3001, round: 1,
+            kind: n % 5 ? 'decision' : 'node_joined', text: 'batch_size x',
+            subject: 'node_' + n % 40, node: 'node_' + n % 40, figures: {to: n}}));
+          const history = new History();
+          for (let at = 0; at < rows.length; at += 37) history.add(rows.slice(at, at + 37));
+          const sorted = rows.slice().sort((a, b) => a.t - b.t);
+          for (const t of [-1, 0, 17, 399, 400, 401, 1200, 2999, 3001]) {
+            const plain = initial();
+            for (const row of sorted) if (row.t <= t) apply(plain, row);
+            if (of(history.at(t)) !== of(plain)) return `another state at ${t}`;
+          }
+          return history.records.length;
+        })()"""
+        )
+        == 3000
+    )
+    browser.value("document.querySelector('#follow').click()")
+    browser.until("document.querySelector('#progress-text').textContent.startsWith('round 6')")
+    assert cells(browser, "links") == now
+
+
+def test_a_change_is_explained_by_keyboard(browser: Browser, run_dir: Path, serve: Serve) -> None:
+    browser.show(f"http://{serve(run_dir).address}/")
+    browser.until(SHOWN)
+    browser.value("document.querySelector('#lanes').focus()")
+    browser.press("Home")
+    marks = int(browser.value("hypergpu.lanes.marks.findIndex((mark) => mark.event.kind === 'batch_size')"))
+    browser.press(*["ArrowRight"] * marks)
+    assert "batch_size far_1" in text(browser, "#live")
+    browser.press("Enter")
+    said = text(browser, "#why")
+    for part in (
+        "Batch size of far_1"[1:],
+        "64 → 96",
+        "Fills idle time.",
+        "goodput gain73.0 %",
+        "What came of it",
+        "its batch",
+    ):
+        assert part in said
+    assert "rounds that it contributed to100 %75 %" in said  # it missed the fourth
+    browser.press("Escape")
+    assert browser.value("document.querySelector('#why').hidden && document.activeElement.id") == "lanes"
+
+
+def test_tables_sort_by_keyboard_and_keep_few_rows(browser: Browser, run_dir: Path, serve: Serve) -> None:
+    joined = [{"seconds": 0.01, "round": 1, "kind": "node_joined", "text": "", "node": f"n{n}"} for n in range(1000)]
+    with (run_dir / "events.jsonl").open("a") as file:
+        file.write(lines(joined))
+    browser.show(f"http://{serve(run_dir).address}/")
+    browser.until(SHOWN)
+    assert browser.value("document.querySelector('#nodes table').getAttribute('aria-rowcount')") == "1004"
+    assert len(cells(browser, "nodes")) < 40
+    head = "document.querySelector('#nodes th:nth-child(7)')"
+    browser.value(f"{head}.querySelector('button').focus()")
+    browser.press("Enter")
+    assert browser.value(f"{head}.getAttribute('aria-sort')") == "descending"
+    assert [row[6] for row in cells(browser, "nodes")][:4] == ["6", "6", "5", "0"]
+    browser.value("document.querySelector('#nodes .scroll').scrollTop = 1e6")
+    browser.until("[...document.querySelectorAll('#nodes tbody th')].some((cell) => cell.textContent === 'n999')")
+
+
+def test_a_damaged_run_says_what_is_missing(browser: Browser, run_dir: Path, serve: Serve) -> None:
+    (run_dir / "nodes.json").write_text('[{"node_id": "near_0"')
+    (run_dir / "rounds.jsonl").write_text(
+        '{"round": 1, "ended_seconds": 1.9, "batch_sizes": 7, "contributors": "x"}\nx\n[]\n{"round'
+    )
+    with (run_dir / "events.jsonl").open("a") as file:
+        file.write(
+            '{"seconds": "later", "kind": 7}\n'
+            '{"seconds": 8, "kind": "decision", "text": 5, "figures": [1], "subject": {}}\n'
+        )
+    browser.show(f"http://{serve(run_dir).address}/")
+    browser.until(SHOWN)
+    told = text(browser, "#notes")
+    for part in (
+        "nodes.json is not valid JSON and is left out.",
+        "Lines of rounds.jsonl that could not be read and are left out: 2.",
+        "The last line of rounds.jsonl is cut short and is left out.",
+        "Lines of events.jsonl that could not be read and are left out: 1.",
+    ):
+        assert part in told
+    assert text(browser, "h1") == "first unfinished"
+
+
+def test_a_token_is_asked_for_and_leaves_the_address(browser: Browser, run_dir: Path, serve: Serve) -> None:
+    server = serve(run_dir, TOKENS)
+    browser.show(f"http://{server.address}/")
+    browser.until("!document.querySelector('#ask').hidden")
+    assert "the token is missing or wrong" in text(browser, "#ask-why")
+    assert browser.errors.pop().startswith("Failed to load resource: the server responded with a status of 401")
+    browser.show(f"http://{server.address}/?again#token={TOKENS[Role.VIEWER]}")
+    browser.until(SHOWN)
+    assert browser.value("location.hash") == ""
+    browser.call("Page.reload")
+    browser.until(SHOWN)
+
+
+@pytest.mark.parametrize("width", [360, 3840])
+def test_it_fits_and_can_be_read_aloud(width: int, browser: Browser, run_dir: Path, serve: Serve) -> None:
+    browser.show(f"http://{serve(run_dir).address}/", width=width)
+    browser.until(SHOWN)
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    found = tree(browser)
+    named = {
+        role
+        for role, name in found
+        if not name and role in {"button", "slider", "combobox", "searchbox", "table", "region", "image"}
+    }
+    assert named == set()
+    assert ("slider", "Time of the run") in found
+    assert ("columnheader", "round trip") in found
+    assert any(role == "image" and name.startswith("Map of links. 3 nodes: ") for role, name in found)
