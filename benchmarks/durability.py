@@ -77,11 +77,14 @@ class Timed:
             self._writers.round = number if is_logged(number) else 0
 
         async def committed(
-            self: Durability, closed: ev.CloseRound, record: Callable[[bool], Mapping[str, Any]]
+            self: Durability,
+            closed: ev.CloseRound,
+            state: Mapping[str, Any],
+            record: Callable[[bool], Mapping[str, Any]],
         ) -> None:
             if is_logged(closed.round):
                 began = time.perf_counter()
-                await commit(self, closed, record)
+                await commit(self, closed, state, record)
                 timed.held.append(time.perf_counter() - began)
             now = time.perf_counter()
             if timed._at and closed.round > 3:

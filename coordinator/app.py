@@ -29,6 +29,7 @@ from hypergpu.common.roles import Role
 from hypergpu.common.rpc import bind
 from hypergpu.common.tls import Tls
 from hypergpu.common.token import TokenSource
+from hypergpu.common.version import package_version
 from hypergpu.common.wire import require_sendable
 from hypergpu.coordinator.budgets import CallBudgets
 from hypergpu.coordinator.callers import Admission
@@ -48,7 +49,7 @@ from hypergpu.coordinator.engine_dependencies import EngineDependencies
 from hypergpu.coordinator.health import Health, Part
 from hypergpu.coordinator.held_out import HeldOut, evaluation_device
 from hypergpu.coordinator.initial_model import initial_values
-from hypergpu.coordinator.lease_key import lease_key
+from hypergpu.coordinator.ledger_files import OpenedLedger, open_ledger
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.model_files import ModelFiles, final_round
@@ -59,6 +60,7 @@ from hypergpu.coordinator.rehearsing import RehearsalProcess
 from hypergpu.coordinator.resuming import Found, find, identity_of, require_same_run, restore, set_aside_after
 from hypergpu.coordinator.round_log import RoundLog
 from hypergpu.coordinator.run_dir import RunDir
+from hypergpu.coordinator.run_keys import lease_key, ledger_key
 from hypergpu.coordinator.saved_state import Identity
 from hypergpu.coordinator.scrape_targets import ScrapeRule
 from hypergpu.coordinator.scraper import Scraper
@@ -247,7 +249,10 @@ class Coordinator:
         server, health = self.config.server, Health(self.registry)
         metrics = Metrics(self.registry, model.held_out.metric)
         evaluate = model.held_out.evaluate
-        dependencies = EngineDependencies(self.run_dir, model.files, metrics, evaluate, self.links, health)
+        opened = self._open_ledger()
+        dependencies = EngineDependencies(
+            self.run_dir, model.files, metrics, evaluate, self.links, health, opened.ledger
+        )
         dependencies.adaptation_state = lambda: asdict(self.orchestrator.state())
         dependencies.rehearsals = RehearsalProcess(self.run_dir.path, self.orchestrator)
         dependencies.storage = storage = self._options.storage
@@ -268,6 +273,15 @@ class Coordinator:
         update = model.model.payload_format(machine.round_state.codecs.update, model.model.largest_update)
         uploads = Uploads(update.payload_bytes, server.upload_memory_bytes, disk)
         return Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model.model, uploads, dependencies)
+
+    def _open_ledger(self) -> OpenedLedger:
+        """Return the ledger of the run, which the run directory keeps when the run begins or goes on."""
+        key, found = ledger_key(self.run_dir.path), self._found
+        saved = found.state.ledger if found is not None else None
+        # A run that goes on from an older checkpoint, since the newest is damaged, has undone what was published.
+        may_replace = self._options.force or (found is not None and bool(found.damaged))
+        self.run_dir.ledger = opened = open_ledger(self.run_dir.path, key, saved, may_replace=may_replace)
+        return opened
 
     async def run(self, announce: Callable[[str, str], None], interrupted: asyncio.Event) -> int:
         """Serve until the run is over, or until `interrupted` is set; return the exit code.
@@ -331,14 +345,25 @@ class Coordinator:
             if self._options.resume:
                 log.info("there is no checkpoint to resume from: a new run begins", out=str(self.run_dir.path))
             self.run_dir.begin(self.config)
+            self._start_ledger(1)
         elif self._complete:
             self.engine.complete()
         else:
             forced = [str(difference) for difference in self._forced]
             self._take_over(found)
-            self.engine.resumed(found, forced, relearns=self._relearns)
+            self._start_ledger(found.round + 1)
+            fault = self.run_dir.ledger.fault if self.run_dir.ledger is not None else ""
+            self.engine.resumed(found, forced, relearns=self._relearns, ledger_fault=fault)
             if forced and found.logged:  # steps are taken again with the settings of one checkpoint and its log
                 await self.engine.save_base()
+
+    def _start_ledger(self, round_number: int) -> None:
+        """Record in the ledger that this process begins or goes on with the run."""
+        settings = self.config.training.model_dump(mode="json")
+        opened = self.run_dir.ledger
+        replaces = {"replaces": opened.fault} if opened is not None and opened.fault else {}
+        start = {"run_id": self.engine.run_id, "version": package_version(), "training": settings, **replaces}
+        self.engine.ledger.append("start", round_number, start)
 
     def _take_over(self, found: Found) -> None:
         """Bring the files to the round that the run resumes from.

@@ -81,6 +81,7 @@ class Durability:
         records: Lines of rounds: the log is shortened only when they are on the disk.
         compute: Runs functions on the compute thread.
         record: Records an event of a round: its number, kind and text.
+        on_disk: Called with a state of the run that is on the disk.
     """
 
     def __init__(
@@ -91,10 +92,11 @@ class Durability:
         *,
         compute: OnCompute,
         record: Callable[[int, str, str], None],
+        on_disk: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> None:
-        self._files, self._log, self._storage = dependencies.files, dependencies.round_log, dependencies.storage
-        self._rule, self._health, self._clock = dependencies.checkpoints, dependencies.health, dependencies.clock
-        self._compute, self._records, self._record = compute, records, record
+        self._dependencies, self._files, self._log = dependencies, dependencies.files, dependencies.round_log
+        self._rule, self._health = dependencies.checkpoints, dependencies.health
+        self._compute, self._records, self._record, self._on_disk = compute, records, record, on_disk
         self._writers = _Writers(self._log)
         self.closed: Mapping[str, Any] = {}
         """Shards and counts of nodes when the last round closed: what later updates change is not saved with it."""
@@ -117,10 +119,12 @@ class Durability:
         """Begin to write the mean of the step that was taken, while the model is evaluated."""
         self._writers.write_mean()
 
-    async def commit(self, closed: ev.CloseRound, record: Callable[[bool], Mapping[str, Any]]) -> None:
+    async def commit(
+        self, closed: ev.CloseRound, state: Mapping[str, Any], record: Callable[[bool], Mapping[str, Any]]
+    ) -> None:
         """Write a closed round to the log, and return when it is on the disk or cannot be written.
 
-        `record` is called on the thread of the log, with whether the log has the mean of the round.
+        `record` is called on the thread of the log, with whether the log has the mean of the round; it has `state`.
         """
         if self._log is None:
             return
@@ -130,7 +134,7 @@ class Durability:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 await self._writers.close_round(closed.round, record)
-                self._storage.reach(Point.TELL)
+                self._dependencies.storage.reach(Point.TELL)
             except Exception as error:
                 self._log.begin_file()
                 if attempt == ATTEMPTS:
@@ -139,11 +143,12 @@ class Durability:
                     reason = f"cannot write the log of rounds: {_reason(error)}"
                     self._health.report(Part.LOG, f"{reason}; a restart repeats the rounds from {closed.round} on")
             else:
+                self._on_disk(state)
                 return
 
     def told(self) -> None:
         """Note that a round was told to everybody."""
-        self._storage.reach(Point.TOLD)
+        self._dependencies.storage.reach(Point.TOLD)
 
     def checkpoint_if_due(
         self, number: int, state: Mapping[str, Any], score: Score | None
@@ -153,24 +158,24 @@ class Durability:
         The copy of the model is queued when this returns: what is queued after it on the compute thread is not in it.
         """
         log_bytes = self._log.nbytes if self._log is not None else 0
-        if self._writers.writing or not self._rule.is_due(number, self._clock(), log_bytes):
+        if self._writers.writing or not self._rule.is_due(number, self._dependencies.clock(), log_bytes):
             return None
         self._writers.writing = True
         snapshot = self._compute(self._files.snapshot, number, state, score)
 
         async def write() -> None:
             async with self._writers.lock:
-                await self._checkpoint(number, snapshot)
+                await self._checkpoint(number, state, snapshot)
 
         return write()
 
     async def checkpoint(self, number: int, state: Mapping[str, Any], score: Score | None) -> bool:
         """Write a checkpoint, after one that is being written; return whether --resume will find it."""
         async with self._writers.lock:
-            return await self._checkpoint(number, self._compute(self._files.snapshot, number, state, score))
+            return await self._checkpoint(number, state, self._compute(self._files.snapshot, number, state, score))
 
-    async def _checkpoint(self, number: int, snapshot: Awaitable[Snapshot]) -> bool:
-        began_at = self._clock()
+    async def _checkpoint(self, number: int, state: Mapping[str, Any], snapshot: Awaitable[Snapshot]) -> bool:
+        began_at = self._dependencies.clock()
         try:
             saved = await self._try(Part.CHECKPOINT, "the checkpoint", number, self._write, snapshot)
             has_lines = saved and await self._writers.on_checkpoints(self._records.sync_lines)
@@ -179,7 +184,8 @@ class Durability:
         if not saved:
             self._rule.failed()
             return False
-        self._rule.written(began_at, self._clock())
+        self._rule.written(began_at, self._dependencies.clock())
+        self._on_disk(state)
         if self._writers.unlogged <= number:
             self._writers.unlogged = 0
             self._health.report(Part.LOG, "")

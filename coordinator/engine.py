@@ -3,16 +3,19 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from typing import Any, TypeVar
 
+import numpy as np
 import structlog
 
 from hypergpu.common.background import Background
 from hypergpu.common.errors import HyperGPUError, StorageError
 from hypergpu.common.metric import finite
-from hypergpu.common.tensors import Payload
+from hypergpu.common.tensors import Flat, Payload
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.broadcast import Broadcast
+from hypergpu.coordinator.core.ledger import Ledger
 from hypergpu.coordinator.core.model.fragment_sendings import OutgoingModel, sendings_of
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.model.sketch import Sketch
@@ -29,7 +32,7 @@ from hypergpu.coordinator.health import Part
 from hypergpu.coordinator.outbox import Outbox
 from hypergpu.coordinator.records import Records
 from hypergpu.coordinator.resuming import Found
-from hypergpu.coordinator.run_records import RunEvent, node_row, outcome, round_row, saved_counts
+from hypergpu.coordinator.run_records import RunEvent, node_row, outcome, round_leaf, round_row, saved_counts
 from hypergpu.coordinator.uploads import Upload, Uploads
 
 log = structlog.get_logger()
@@ -42,6 +45,7 @@ _WARNING_EVENTS = frozenset(
         "checkpoint_failed",
         "checkpoint_damaged",
         "update_refused",
+        "ledger_replaced",
         "model_reverted",
         "name_contested",
         "node_suspected",
@@ -71,8 +75,7 @@ class Engine:
         self, run_id: str, machine: RoundMachine, model: GlobalModel, uploads: Uploads, dependencies: EngineDependencies
     ) -> None:
         self.run_id, self.machine = run_id, machine
-        self.model = model
-        self.uploads = uploads
+        self.model, self.uploads = model, uploads
         uploads.deadline = lambda: machine.counts_until
         self.metrics = dependencies.metrics
         self.feed = EventBroadcaster()
@@ -100,12 +103,19 @@ class Engine:
         self._records = Records(dependencies.run_dir, self.health)
         self._background = Background(self._fail)
         self._outbox = Outbox(self._carry_out_one)
-        self._durability = Durability(dependencies, model, self._records, compute=self._run, record=self._record)
+        self._durability = Durability(
+            dependencies, model, self._records, compute=self._run, record=self._record, on_disk=self._on_disk
+        )
         self._nodes_written_at = -_NODES_FILE_SECONDS
         self._suspended = False
         self._finish_reason, self._metric_fault = "", ""
         self._ended_seconds: float | None = None
         self.metrics.rounds_planned.set(machine.config.rounds)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Ledger of the run: a leaf that is appended is sealed with the end of the round."""
+        return self._dependencies.ledger
 
     @property
     def elapsed_seconds(self) -> float:
@@ -134,11 +144,13 @@ class Engine:
         """Failing parts with their reasons, preceded by the failure that ended the run, if any."""
         return [*([f"run: {self.failure}"] if self.failure else []), *self.health.problems]
 
-    def resumed(self, found: Found, forced: Sequence[str] = (), *, relearns: str = "") -> None:
+    def resumed(self, found: Found, forced: Sequence[str] = (), *, relearns: str = "", ledger_fault: str = "") -> None:
         """Record that the run was resumed, what of its files was unusable, and which settings changed.
 
-        `relearns` is the reason for which the adaptation starts anew, if it does.
+        `relearns` is the reason for which the adaptation starts anew, if it does; `ledger_fault` that of the ledger.
         """
+        if ledger_fault:
+            self._record(found.round + 1, "ledger_replaced", f"another ledger begins: {ledger_fault}")
         for each in found.damaged:
             self._record(found.round + 1, "checkpoint_damaged", f"a part of the run cannot be used: {each}")
         for tail in found.log.tails:
@@ -164,7 +176,7 @@ class Engine:
             HyperGPUError: as `RoundMachine.handle`.
         """
         effects = self._decide(event, self.machine.handle)
-        self._outbox.put(effects)
+        self._put(effects)
         return effects
 
     def ask(self, request: Request[Reply]) -> Reply:
@@ -174,10 +186,15 @@ class Engine:
             HyperGPUError: the reply is an error, or the request is refused; see `Session.handle`.
         """
         reply, effects = self._decide(request, self.session.handle)
-        self._outbox.put(effects)
+        self._put(effects)
         if isinstance(reply, HyperGPUError):
             raise reply
         return reply
+
+    def _put(self, effects: Sequence[ev.Effect]) -> None:
+        """Record the decisions among the effects, and carry the effects out as soon as they may be told."""
+        self.ledger.note(effects, self.machine.round)
+        self._outbox.put(effects)
 
     def _decide(self, what: Told, decide: Callable[[Told, float], Decided]) -> Decided:
         try:
@@ -214,7 +231,7 @@ class Engine:
             former.set_result(None)
         self._waiters[node] = waiter
         try:
-            self._outbox.put(effects)
+            self._put(effects)
             await asyncio.wait((waiter,), timeout=wait_seconds)
             return waiter.result() if waiter.done() else None
         finally:
@@ -250,7 +267,7 @@ class Engine:
             added.add_done_callback(lambda _: self.uploads.recycle(upload))
         else:
             self.uploads.recycle(upload)
-        self._outbox.put(effects)
+        self._put(effects)
         if isinstance(reply, HyperGPUError):
             raise reply
         return reply
@@ -373,7 +390,7 @@ class Engine:
                 await self._durability.begin_step(closed.round)
                 good = await self._run(self.model.step, *closed.step, closed.spoiled_by)
             self._durability.write_mean()
-            stepped = True
+            stepped, weights = True, self._digest(self.model.values)
             if not good:
                 text = f"skipped the step of round {closed.round}: {self.model.step_fault}"
                 self._publish(RunEvent(self.elapsed_seconds, closed.round, "step_skipped", text, {}))
@@ -391,17 +408,21 @@ class Engine:
             detail = f"round {closed.round} could not be evaluated: {type(error).__name__}: {error}"
             self.dispatch(ev.EvaluationFailed(closed.round, detail, stepped))
             return
-        await self._tell_round(closed, ev.Evaluated(closed.round, loss, metric, self.model.update_norms, others))
+        evaluated = ev.Evaluated(closed.round, loss, metric, self.model.update_norms, others)
+        await self._tell_round(closed, evaluated, await weights)
         if self._clock() - self._nodes_written_at >= _NODES_FILE_SECONDS:
             self._nodes_written_at = self._clock()
             await self._write_results()
 
-    async def _tell_round(self, closed: ev.CloseRound, evaluated: ev.Evaluated) -> None:
+    async def _tell_round(self, closed: ev.CloseRound, evaluated: ev.Evaluated, weights: str) -> None:
         """Decide what follows on a round, put the round on the disk, and only then tell anybody of it."""
         traffic = self._dependencies.links.traffic.take()
         found, others, spec = (evaluated.loss, evaluated.metric), evaluated.others, self.machine.metric
         row = round_row(closed, found[0], spec, found[1], self.elapsed_seconds, traffic=traffic, others=others)
         effects = self._decide(evaluated, self.machine.handle)
+        self.ledger.append("round", closed.round, round_leaf(row, spec.name, weights))
+        self.ledger.note(effects, closed.round)
+        self._seal()
         reached, state = self.machine.score, self._state(effects)
         record = partial(
             closing_record,
@@ -415,7 +436,7 @@ class Engine:
         )
         with self._outbox.held():
             self._outbox.put(effects)
-            await self._durability.commit(closed, lambda has_mean: record(has_mean=has_mean))
+            await self._durability.commit(closed, state, lambda has_mean: record(has_mean=has_mean))
             self._records.round(row)
         self._durability.told()
         self._background.spawn("syncing the records", self._records.sync())
@@ -424,6 +445,16 @@ class Engine:
         writing = self._durability.checkpoint_if_due(closed.round, state, reached)
         if writing is not None:
             self._background.spawn("writing a checkpoint", writing)
+
+    def _seal(self) -> None:
+        """Let what was decided enter the ledger; nobody sees it there before it is on the disk."""
+        self._records.leaves(self.ledger.seal())
+
+    def _on_disk(self, state: Mapping[str, Any]) -> None:
+        """Publish the ledger of a state that is on the disk."""
+        row = self.ledger.publish(state["ledger"]["size"])
+        if row is not None:
+            self._records.ledger_checkpoint(row)
 
     def _report_metric_fault(self, fault: str, round_number: int) -> None:
         """Record once per cause that the metric could not be computed. Training continues with the loss."""
@@ -470,6 +501,7 @@ class Engine:
 
     async def _save_results(self) -> None:
         """Write the last checkpoint and the model, and record what could not be written."""
+        self._seal()
         await self._durability.finish(self.machine.round - 1, self._state(), self.machine.score)
 
     def _state(self, effects: Sequence[ev.Effect] = ()) -> dict[str, Any]:
@@ -478,6 +510,7 @@ class Engine:
         finished = next((str(each.reason) for each in effects if isinstance(each, ev.Finish)), self._finish_reason)
         closed = self._durability.closed or self._shards_and_counts()
         rule = machine.adaptation.overrides.of
+        self.ledger.saved(self._records.saved_leaves)
         return {
             "run_id": self.run_id,
             "configuration": machine.config.model_dump(mode="json"),
@@ -498,6 +531,7 @@ class Engine:
             "improvement": machine.improvement,
             "finished": finished or None,
             "adaptation": self._dependencies.adaptation_state(),
+            "ledger": self.ledger.state(),
         }
 
     def _shards_and_counts(self) -> dict[str, Any]:
@@ -556,6 +590,10 @@ class Engine:
     def _run(self, function: Callable[..., Any], *arguments: Any) -> "asyncio.Future[Any]":
         """Queue a function on the compute thread and return its future."""
         return asyncio.get_running_loop().run_in_executor(self._dependencies.compute, partial(function, *arguments))
+
+    def _digest(self, values: Flat) -> "asyncio.Future[str]":
+        """Return the SHA-256 of parameters, computed beside what else is done with them."""
+        return asyncio.get_running_loop().run_in_executor(None, lambda: sha256(values.view(np.uint8).data).hexdigest())
 
     def _run_watched(self, what: str, function: Callable[..., Any], *arguments: Any) -> "asyncio.Future[Any]":
         """Queue a function on the compute thread; its failure ends the run."""

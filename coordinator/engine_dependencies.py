@@ -12,6 +12,7 @@ from hypergpu.common.tensors import Flat
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.checkpoint_rule import CheckpointRule
 from hypergpu.coordinator.core.leases import Leases
+from hypergpu.coordinator.core.ledger import Ledger
 from hypergpu.coordinator.core.rehearsal import RehearsalRequest, RehearsalResult
 from hypergpu.coordinator.core.rounds.traffic import RoundTraffic
 from hypergpu.coordinator.core.session import Register
@@ -113,6 +114,7 @@ class EngineDependencies:
     evaluate: Evaluate
     links: Links
     health: Health
+    ledger: Ledger
     clock: Clock = monotonic
     before: ResumedTotals = field(default_factory=ResumedTotals)
     """Totals of a resumed run before the restart."""

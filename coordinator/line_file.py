@@ -32,6 +32,10 @@ class LineFile:
         self._max_pending_bytes = max_pending_bytes
         self.dropped = 0
         """Number of lines dropped because too many were pending."""
+        self._written = 0
+        self.synced = 0
+        """Number of lines that are known to be on the disk, of those appended here; it stays as it is once one was
+        dropped."""
 
     @property
     def pending(self) -> int:
@@ -67,7 +71,14 @@ class LineFile:
         Raises:
             OSError: the disk is full or broken.
         """
+        written = self._written
         os.fsync(self._file.fileno())
+        self.note_synced(written)
+
+    def note_synced(self, written: int | None = None) -> None:
+        """Note that this many lines, by default all that were written, are on the disk."""
+        if not self.dropped:
+            self.synced = self._written if written is None else written
 
     def close(self) -> None:
         """Close the file; pending lines are lost."""
@@ -85,6 +96,7 @@ class LineFile:
             self._pending_bytes -= written
             if written == len(line):
                 self._pending.popleft()
+                self._written += 1
                 self._is_first_partial = False
             else:
                 self._pending[0] = line[written:]

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -18,6 +18,7 @@ from hypergpu.coordinator.run_dir import RunDir
 log = structlog.get_logger()
 
 Row = Mapping[str, Any]
+Kept = TypeVar("Kept")
 PATIENCE_SECONDS = 5.0
 """Time after which a disk that accepts no line counts as failing."""
 
@@ -38,7 +39,7 @@ class Records:
     def missing(self) -> str:
         """Description of what is missing from the files; empty if they are complete."""
         lines = self._run_dir.pending_lines + self._run_dir.dropped_lines
-        missing = [f"{lines} lines of rounds.jsonl and events.jsonl"] if lines else []
+        missing = [f"{lines} lines of rounds.jsonl, events.jsonl and the ledger"] if lines else []
         missing += ["nodes.json or summary.json"] if self._health.is_failing(Part.RESULTS) else []
         return " and ".join(missing)
 
@@ -49,6 +50,20 @@ class Records:
     def event(self, row: Row) -> None:
         """Append a run event."""
         self._keep(self._run_dir.event, row)
+
+    def leaves(self, lines: Sequence[str]) -> None:
+        """Append sealed leaves of the ledger."""
+        for line in lines:
+            self._keep(self._run_dir.leaf, line)
+
+    def ledger_checkpoint(self, row: Row) -> None:
+        """Append a published checkpoint of the ledger."""
+        self._keep(self._run_dir.ledger_checkpoint, row)
+
+    @property
+    def saved_leaves(self) -> int:
+        """Number of leaves of the ledger that are known to be on the disk."""
+        return self._run_dir.saved_leaves
 
     def sync_lines(self) -> bool:
         """Write and sync the lines so far, on a thread; return whether all of them are on the disk."""
@@ -120,7 +135,7 @@ class Records:
         else:
             self._health.report(part, "")
 
-    def _keep(self, keep: Callable[[Row], None], row: Row) -> None:
+    def _keep(self, keep: Callable[[Kept], None], row: Kept) -> None:
         try:
             keep(row)
         except Exception as error:  # a row that is not JSON

@@ -3,6 +3,7 @@
 config.yaml         the complete configuration
 rounds.jsonl        one line for each round
 events.jsonl        one line for each event and decision
+ledger.jsonl        decisions, receipts and rounds as leaves of a Merkle log, with ledger.checkpoints and ledger.vkey
 nodes.json          the state of every node
 summary.json        the results so far
 checkpoints/        what a run needs to go on, see `hypergpu.coordinator.checkpoints` and `round_log`
@@ -12,6 +13,7 @@ earlier/1/          the same of the run that was here before, if another was beg
 .lock               held by the process that writes to the run
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,14 +25,20 @@ import yaml
 from hypergpu.common import strict_json
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import ConfigError, StorageError
+from hypergpu.coordinator import ledger_files
 from hypergpu.coordinator.files import remove_partial_files, replace_text, sync_directory
+from hypergpu.coordinator.ledger_files import OpenedLedger
 from hypergpu.coordinator.line_file import LineFile
 from hypergpu.coordinator.run_lock import RunLock
+from hypergpu.coordinator.run_records import line_of
 
 CHECKPOINTS = "checkpoints"
 LAST_MODEL = "model.safetensors"
 BEST_MODEL = "best.safetensors"
-_OWN = ("config.yaml", "rounds.jsonl", "events.jsonl", "nodes.json", "summary.json", LAST_MODEL, BEST_MODEL)
+ROUNDS = "rounds.jsonl"
+EVENTS = "events.jsonl"
+_LINE_FILES = (ROUNDS, EVENTS, ledger_files.LEAVES, ledger_files.CHECKPOINTS)
+_OWN = (*_LINE_FILES, ledger_files.KEY, "config.yaml", "nodes.json", "summary.json", LAST_MODEL, BEST_MODEL)
 _MADE_OF_IT = ("report.html", "simulated")
 """Files that `hypergpu` derives from a run and writes beside it."""
 _LARGEST_COUNT = 1 << 63
@@ -87,15 +95,24 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = RunLock(path)
-        self._rounds: LineFile | None = None
-        self._events: LineFile | None = None
+        self._files: dict[str, LineFile] = {}
+        """Files of lines; none before `begin`."""
+        self.ledger: OpenedLedger | None = None
+        """Ledger that `begin` writes; None of a simulated run, which has none."""
+        self._kept_leaves = 0
+        """Leaves of the ledger that were on the disk when the run began or went on."""
 
     @property
     def checkpoints(self) -> Path:
         """Directory of checkpoints."""
         return self.path / CHECKPOINTS
 
-    def begin(self, config: SystemConfig, resumed_round: int = 0, logged: Sequence[Mapping[str, Any]] = ()) -> None:
+    def begin(
+        self,
+        config: SystemConfig,
+        resumed_round: int = 0,
+        logged: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Write the configuration; move an earlier run away, or when resuming drop the records after that round.
 
         `logged` are rows of rounds, which take the place of those that are missing.
@@ -109,53 +126,86 @@ class RunDir:
             self.checkpoints.mkdir(exist_ok=True)
             for directory in (self.path, self.checkpoints):
                 remove_partial_files(directory)
-            rounds = _completed(self._lines("rounds.jsonl"), logged, resumed_round)
-            events = list(self._lines("events.jsonl"))
+            rounds = _completed(self._lines(ROUNDS), logged, resumed_round)
+            events = list(self._lines(EVENTS))
             replace_text(self.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-            for name, rows in (("rounds.jsonl", rounds), ("events.jsonl", events)):
+            for name, rows in ((ROUNDS, rounds), (EVENTS, events)):
                 replace_text(self.path / name, "".join(_line(row) for row in rows))
-            self._rounds = LineFile(self.path / "rounds.jsonl")
-            self._events = LineFile(self.path / "events.jsonl")
+            if self.ledger is not None:
+                self._begin_ledger(self.ledger)
+            names = _LINE_FILES if self.ledger is not None else (ROUNDS, EVENTS)
+            self._files = {name: LineFile(self.path / name) for name in names}
         except OSError as error:
             raise ConfigError(f"cannot write the run to {self.path}: {error.strerror}") from error
 
+    def _begin_ledger(self, opened: OpenedLedger) -> None:
+        """Bring the files of the ledger to where it goes on.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        key, leaves = self.path / ledger_files.KEY, self.path / ledger_files.LEAVES
+        if opened.fault:
+            ledger_files.set_aside(self.path)
+        replace_text(key, f"{opened.ledger.verifier}\n")
+        replace_text(self.path / ledger_files.CHECKPOINTS, "".join(_line(row) for row in opened.checkpoints))
+        with leaves.open("ab") as file:
+            file.truncate(opened.kept_bytes)
+            file.write("".join(f"{leaf}\n" for leaf in opened.leaves).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        sync_directory(self.path)
+        self._kept_leaves = opened.ledger.size
+
     @property
     def pending_lines(self) -> int:
-        """Number of pending lines of rounds and events."""
-        return sum(file.pending for file in self._line_files())
+        """Number of pending lines."""
+        return sum(file.pending for file in self._files.values())
 
     @property
     def dropped_lines(self) -> int:
-        """Number of dropped lines of rounds and events."""
-        return sum(file.dropped for file in self._line_files())
+        """Number of dropped lines."""
+        return sum(file.dropped for file in self._files.values())
+
+    @property
+    def saved_leaves(self) -> int:
+        """Number of leaves of the ledger that are known to be on the disk."""
+        file = self._files.get(ledger_files.LEAVES)
+        return self._kept_leaves + (file.synced if file is not None else 0)
 
     def round(self, row: Mapping[str, Any]) -> None:
         """Keep the record of a closed round for the next `flush`."""
-        self._keep(self._rounds, row)
+        self._keep(ROUNDS, _line(row))
 
     def event(self, row: Mapping[str, Any]) -> None:
         """Keep the record of an event for the next `flush`."""
-        self._keep(self._events, row)
+        self._keep(EVENTS, _line(row))
+
+    def leaf(self, line: str) -> None:
+        """Keep a leaf of the ledger for the next `flush`."""
+        self._keep(ledger_files.LEAVES, f"{line}\n")
+
+    def ledger_checkpoint(self, row: Mapping[str, Any]) -> None:
+        """Keep a published checkpoint of the ledger for the next `flush`."""
+        self._keep(ledger_files.CHECKPOINTS, _line(row))
 
     def flush(self) -> None:
-        """Write the pending rounds and events; may be called on any thread.
+        """Write the pending lines; may be called on any thread.
 
         Raises:
             StorageError: the disk is full or broken; what is left is kept in memory for the next call.
         """
-        for name, file in (("rounds.jsonl", self._rounds), ("events.jsonl", self._events)):
-            if file is not None:
-                self._try(name, file.flush)
+        for name, file in self._files.items():
+            self._try(name, file.flush)
 
     def sync(self) -> None:
-        """Sync the written rounds and events to the disk.
+        """Sync the written lines to the disk.
 
         Raises:
             StorageError: the disk is full or broken.
         """
-        for name, file in (("rounds.jsonl", self._rounds), ("events.jsonl", self._events)):
-            if file is not None:
-                self._try(name, file.sync)
+        for name, file in self._files.items():
+            self._try(name, file.sync)
 
     def nodes(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace nodes.json.
@@ -175,7 +225,7 @@ class RunDir:
 
     def spent(self) -> ResumedTotals:
         """Return the totals of the run until its process ended."""
-        seconds = max((_seconds(row.get("seconds")) for row in self._lines("events.jsonl")), default=0.0)
+        seconds = max((_seconds(row.get("seconds")) for row in self._lines(EVENTS)), default=0.0)
         try:
             result = strict_json.read_object(self.path / "summary.json")
             traffic = {name: _count(result[name]) for name in ("bytes_sent", "bytes_received")}
@@ -187,10 +237,10 @@ class RunDir:
         """Write the last lines, and release the directory. Calling it again has no effect."""
         with suppress(StorageError):  # `pending_lines` reports them
             self.flush()
-        for file in self._line_files():
+        for file in self._files.values():
             with suppress(OSError):  # a network file system may tell of an earlier failure once more
                 file.close()
-        self._rounds = self._events = None
+        self._files = {}
         self._lock.release()
 
     def _lines(self, name: str) -> Iterator[dict[str, Any]]:
@@ -199,16 +249,13 @@ class RunDir:
             # The last line of a process that was killed may be cut short.
             yield from strict_json.read_lines(file, on_invalid=lambda number: None)
 
-    def _line_files(self) -> list[LineFile]:
-        return [file for file in (self._rounds, self._events) if file is not None]
-
     def _replace(self, name: str, text: str) -> None:
-        if self._rounds is not None:
+        if self._files:
             self._try(name, lambda: replace_text(self.path / name, text))
 
-    def _keep(self, file: LineFile | None, row: Mapping[str, Any]) -> None:
-        if file is not None:
-            file.append(_line(row).encode())
+    def _keep(self, name: str, line: str) -> None:
+        if self._files:
+            self._files[name].append(line.encode())
 
     def _try(self, name: str, write: Callable[[], object]) -> None:
         try:
@@ -218,7 +265,7 @@ class RunDir:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return strict_json.dumps(row, separators=(",", ":"), default=str) + "\n"
+    return line_of(row) + "\n"
 
 
 def _count(value: object) -> int:

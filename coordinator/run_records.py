@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from types import MappingProxyType
 from typing import Any
 
+from hypergpu.common import strict_json
 from hypergpu.common.metric import MetricSpec
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
@@ -75,6 +77,17 @@ def round_row(
         "bytes_up": {node: each.up for node, each in traffic.items() if each.up},
         "compute_utilisation": None if utilisation is None else round(utilisation, 6),
     }
+
+
+def round_leaf(row: Mapping[str, Any], metric: str, weights: str) -> dict[str, Any]:
+    """Return the leaf of a closed round: its row, by figures and SHA-256, and the SHA-256 of the model after it."""
+    figures = {name: row[name] for name in ("reason", "samples", "train_loss", "loss")}
+    return {**figures, "metric": row[metric], "row": sha256(line_of(row).encode()).hexdigest(), "weights": weights}
+
+
+def line_of(row: Mapping[str, Any]) -> str:
+    """Return a row as a line of a file, without its end."""
+    return strict_json.dumps(row, separators=(",", ":"), default=str)
 
 
 def _late_row(late: ev.LateUpdate) -> dict[str, Any]:

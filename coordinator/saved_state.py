@@ -88,6 +88,28 @@ class SavedImprovement(_Saved):
     evaluations: Count
 
 
+class SavedLedger(_Saved):
+    """The ledger after its last seal, as returned by `Ledger.state`."""
+
+    origin: Annotated[str, Field(pattern=r"^hypergpu/[0-9a-f]{12}\z")]
+    size: Count
+    note: Annotated[str, Field(max_length=4096)]
+    """Signed checkpoint; empty before the first leaf."""
+    leaves: list[str]
+    """Last leaves, which the file of leaves may lack."""
+
+    @property
+    def first(self) -> int:
+        """Number of leaves that are in the file of leaves."""
+        return self.size - len(self.leaves)
+
+    @model_validator(mode="after")
+    def _it_has_no_more_leaves_than_its_size(self) -> "SavedLedger":
+        if self.first < 0:
+            raise ValueError(f"{len(self.leaves)} leaves of {self.size}")
+        return self
+
+
 class SavedState(_Saved):
     """Everything that a run needs to resume, except its tensors."""
 
@@ -114,6 +136,9 @@ class SavedState(_Saved):
     """Reason for the end of the run; None while it runs."""
     adaptation: AdaptationState | None = None
     """Findings of the adaptation; None in a checkpoint of another version."""
+
+    ledger: SavedLedger | None = None
+    """None in a checkpoint of another version."""
 
     @field_validator("adaptation", mode="before")
     @classmethod

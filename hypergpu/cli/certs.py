@@ -32,7 +32,7 @@ def certs(
     """
     if not server and not node:
         raise ConfigError("name a certificate to make: --server NAME or --node NODE")
-    from hypergpu.certificates import Authority  # noqa: PLC0415  (cryptography is an extra)
+    from hypergpu.certificates import Authority  # noqa: PLC0415  (other commands need no X.509)
 
     authority = Authority(directory)
     made = [authority.sign_server(server, days)] if server else []

@@ -14,7 +14,6 @@ _EXTRA_OF: Final = {
     "torchvision": "vision",
     "datasets": "hf",
     "pynvml": "gpu",
-    "cryptography": "certs",
     "Crypto": "chain",
 }
 

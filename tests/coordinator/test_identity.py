@@ -14,7 +14,7 @@ from hypergpu.common.rpc import LEASE, NODE_ID
 from hypergpu.common.tensors import chunks
 from hypergpu.common.wire import encode_part
 from hypergpu.coordinator.callers import TRAINING
-from hypergpu.coordinator.lease_key import LEASE_KEY, lease_key
+from hypergpu.coordinator.run_keys import LEASE_KEY, lease_key
 from hypergpu.protos import coordinator_pb2 as pb
 from tests.coordinator.test_services import FakeNode, Running, code_of, running
 

@@ -79,15 +79,14 @@ async def test_a_full_queue_is_told_while_the_disk_still_hangs(
 ) -> None:
     health = Health(CollectorRegistry())
     kept = Records(run_dir, health)
-    assert run_dir._events is not None
-    run_dir._events._max_pending_bytes = 40
+    run_dir._files["events.jsonl"]._max_pending_bytes = 40
     for number in range(10, 14):
         kept.event({"number": number})
     assert health.problems == ["records: too many lines wait to be written; 2 of the oldest were dropped"]
     disk.answers.set()
     await kept.flush()
     assert numbers(run_dir.path) == [12, 13]
-    assert kept.missing == "2 lines of rounds.jsonl and events.jsonl"
+    assert kept.missing == "2 lines of rounds.jsonl, events.jsonl and the ledger"
 
 
 async def test_no_file_that_is_written_on_another_thread_is_ahead_of_the_lines(tmp_path: Path, run_dir: RunDir) -> None:

@@ -236,6 +236,10 @@ async def test_the_fallback_is_on_record_and_the_damaged_file_is_kept_apart(run:
     await again.engine.close()
     rows = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     told = {row["kind"]: row["text"] for row in rows}
+    assert "nodes may have seen it with" in told["ledger_replaced"]
+    leaves = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    assert leaves[0]["round"] == 4
+    assert leaves[0]["replaces"] in told["ledger_replaced"]
     assert "round-000004.safetensors does not match its checksum" in told["checkpoint_damaged"]
     assert told["resumed"] == "resumed from the checkpoint of round 3"
     assert checkpoint_files(run, 4)[0].with_name("round-000004.safetensors.damaged").exists()

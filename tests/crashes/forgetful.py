@@ -124,7 +124,7 @@ class Lines:
     def __init__(self, run: Path, patch: pytest.MonkeyPatch) -> None:
         self._run = run
         self._lasting: dict[str, int] = {}
-        patch.setattr(RunDir, "sync", self._sync)
+        patch.setattr(RunDir, "sync", lambda run_dir: self._sync(run_dir))  # noqa: PLW0108  (a bound method would not get it)
         begin = RunDir.begin
 
         def begun(run_dir: RunDir, *arguments: Any) -> None:
@@ -133,8 +133,10 @@ class Lines:
 
         patch.setattr(RunDir, "begin", begun)
 
-    def _sync(self, run_dir: RunDir | None = None) -> None:
-        for name in ("rounds.jsonl", "events.jsonl"):
+    def _sync(self, run_dir: RunDir) -> None:
+        for file in run_dir._files.values():
+            file.note_synced()
+        for name in ("rounds.jsonl", "events.jsonl", "ledger.jsonl", "ledger.checkpoints"):
             if (self._run / name).exists():
                 self._lasting[name] = (self._run / name).stat().st_size
 

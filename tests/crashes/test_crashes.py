@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from hypergpu.coordinator import app
+from hypergpu.coordinator.core.ledger import Ledger
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.model.optimizer import Sgd
 from hypergpu.coordinator.durability import Durability
 from hypergpu.coordinator.failpoints import Point
+from hypergpu.coordinator.line_file import LineFile
 from hypergpu.coordinator.round_log import Contents, RoundLog
 from tests.crashes.forgetful import ForgetfulStorage
 from tests.crashes.history import History, faults_of, parameters_after, update_of
@@ -116,6 +118,21 @@ def acknowledge_what_is_not_counted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(app.Coordinator, "_make_machine", made)
 
 
+def publish_what_is_not_on_the_disk(patch: pytest.MonkeyPatch) -> None:
+    seal = Ledger.seal
+
+    def published(self: Ledger) -> list[str]:
+        lines = seal(self)
+        self.publish(self.size)
+        return lines
+
+    patch.setattr(Ledger, "seal", published)
+
+
+def forget_leaves_that_were_not_synced(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LineFile, "note_synced", lambda self, written=None: setattr(self, "synced", self._written + 1))
+
+
 MUTANTS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
     tell_before_the_sync,
     sync_nothing,
@@ -126,6 +143,8 @@ MUTANTS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
     count_an_update_twice,
     leave_the_directory_unsynced,
     acknowledge_what_is_not_counted,
+    publish_what_is_not_on_the_disk,
+    forget_leaves_that_were_not_synced,
 )
 
 

@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from hypergpu.tasks import Task
 from tests.crashes.forgetful import Died, ForgetfulStorage, Lines, without_fsync
 from tests.crashes.history import MOMENTUM, History, faults_of, update_of
 from tests.crashes.virtual_loop import Stuck, VirtualLoop
+from tests.crashes.witness import Witness, ledger_faults
 
 ROUNDS = 10
 NODES = ("a", "b", "c")
@@ -75,6 +76,7 @@ class World:
         self.out, self.loop, self.lines = out, loop, lines
         self.draws = random.Random(f"world {seed}")
         self.history = History()
+        self.witness = Witness()
         self.crashes = 0
         self.failure = ""
         self.coordinator: Coordinator | None = None
@@ -165,9 +167,7 @@ class World:
             self.storage.set_failpoints(self._failpoints(last=last))
             try:
                 self.coordinator = coordinator = self._start()
-                if coordinator._complete:  # as `Coordinator.run` does
-                    await coordinator._complete_results()
-                await coordinator._begin()
+                await self._or_died(self._begin(coordinator))
             except (Died, StorageError) as error:
                 if isinstance(error, StorageError) and not self.settings["disk_errors"]:
                     raise
@@ -179,14 +179,38 @@ class World:
             done, _ = await asyncio.wait((ended, died), timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             for each in (ended, died):
                 each.cancel()
-            if ended in done and not self._died.is_set():
-                await coordinator.engine.close()
+            if ended in done and not self._died.is_set() and await self._has_closed(coordinator):
                 self.failure = coordinator.engine.failure
                 self.coordinator = None
                 if self.settings["disk_errors"] and "is not on the disk" in self.failure:
                     continue  # it has ended with a code: it is started again
                 return
             await self._crash()
+
+    async def _has_closed(self, coordinator: Coordinator) -> bool:
+        """Close a coordinator whose run is over; return False if it died meanwhile."""
+        try:
+            await self._or_died(coordinator.engine.close())
+        except Died:
+            return False
+        return True
+
+    @staticmethod
+    async def _begin(coordinator: Coordinator) -> None:
+        """Begin as `Coordinator.run` does."""
+        if coordinator._complete:
+            await coordinator._complete_results()
+        await coordinator._begin()
+
+    async def _or_died(self, doing: Coroutine[Any, Any, None]) -> None:
+        """Wait for what a process does. It may die on a thread, for whose result it would wait for ever."""
+        done, died = asyncio.ensure_future(doing), asyncio.ensure_future(self._died.wait())
+        await asyncio.wait((done, died), return_when=asyncio.FIRST_COMPLETED)
+        died.cancel()
+        if not done.done():
+            done.cancel()
+            raise Died
+        done.result()
 
     async def _crash(self) -> None:
         """End the process: what it had in memory is gone, and what was not on the disk may be."""
@@ -199,9 +223,9 @@ class World:
             if engine._timer is not None:
                 engine._timer.cancel()
             engine._background.cancel()
-            for file in coordinator.run_dir._line_files():
+            for file in coordinator.run_dir._files.values():
                 file.close()
-            coordinator.run_dir._rounds = coordinator.run_dir._events = None
+            coordinator.run_dir._files = {}
             coordinator.run_dir._lock.release()
             for waiter in engine._waiters.values():
                 waiter.cancel()
@@ -218,6 +242,8 @@ class World:
         """Let a message travel; return whether it arrives."""
         await asyncio.sleep(self.draws.uniform(0.001, 0.05) * (20 if self.draws.random() < 0.05 else 1))
         now = self.loop.time()
+        if self.coordinator is not None:
+            self.witness.see(self.coordinator.engine.ledger)
         cut = any(begin <= now < end for begin, end in self._partitions[node])
         return not cut and self.draws.random() >= self.settings["loss"]
 
@@ -367,6 +393,7 @@ def run(seed: int) -> Outcome:
                 final = values if world.failure else _values_of(out, initial)
                 faults = [world.failure] if world.failure else []
                 faults += faults_of(world.history, rows, ROUNDS, values, final)
+                faults += world.witness.faults + ledger_faults(out, ROUNDS)
         return Outcome(seed, faults, world.crashes, len(world.history.told), world.settings)
     finally:
         asyncio.set_event_loop(None)
