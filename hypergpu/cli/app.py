@@ -16,6 +16,7 @@ from hypergpu.cli.demo import demo
 from hypergpu.cli.doctor import doctor
 from hypergpu.cli.export import export
 from hypergpu.cli.fit import fit
+from hypergpu.cli.ledger import app as ledger
 from hypergpu.cli.logs import logs
 from hypergpu.cli.plan import plan
 from hypergpu.cli.report import report
@@ -73,6 +74,7 @@ for service in (coordinator, node, proxy):
 for panel, kind, commands in _COMMANDS:
     for command in commands:
         app.command(cls=kind, rich_help_panel=panel)(command)
+app.add_typer(ledger, name="ledger", rich_help_panel="Inspect")
 app.add_typer(trace, name="trace", rich_help_panel=_SIMULATE)
 
 

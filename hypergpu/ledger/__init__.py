@@ -1,0 +1,1 @@
+"""Offline checks of the ledger of a run; see docs/ledger.md."""
