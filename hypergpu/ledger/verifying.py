@@ -11,7 +11,7 @@ from hypergpu.common.errors import ConfigError, CorruptData
 from hypergpu.common.merkle import MerkleTree, leaf_hash
 from hypergpu.common.signed_note import VerifierKey
 from hypergpu.coordinator.ledger_files import CHECKPOINTS, KEY, LEAVES
-from hypergpu.coordinator.run_lock import is_in_use
+from hypergpu.coordinator.run_lock import is_written
 from hypergpu.ledger.files import CheckpointLine, LedgerFiles
 
 ROUNDS: Final = "rounds.jsonl"
@@ -67,7 +67,7 @@ def verify(directory: Path, key: VerifierKey | None = None) -> Verdict:
     Raises:
         ConfigError: There is no ledger, or a file cannot be read.
     """
-    is_live = is_in_use(directory)
+    is_live = is_written(directory)
     files, verdict = LedgerFiles(directory, is_live), Verdict(is_live=is_live)
     beside = _key(files, verdict)
     if key is not None and beside is not None and beside != key:

@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from hypergpu.common.signed_note import Signer
-from hypergpu.coordinator.run_lock import RunLock, is_in_use
+from hypergpu.coordinator.run_lock import RunLock, is_written
 from hypergpu.ledger.verifying import Verdict, verify
 from tests.hypergpu.ledger_runs import SIGNER, decisions, write_run
 
@@ -168,4 +168,4 @@ def test_what_a_coordinator_that_runs_has_not_signed_yet_is_no_fault(small: Path
         assert verify(small).faults == []
         (small / "ledger.jsonl").write_text(leaves[:-20])
         assert verify(small).faults, "what is signed cannot be missing"
-    assert not is_in_use(small)
+    assert not is_written(small)
