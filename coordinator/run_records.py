@@ -59,6 +59,7 @@ def round_row(
         **({"metrics": dict(others)} if others else {}),
         "samples": closed.samples,
         "local_steps": closed.local_steps,
+        **_node_steps(closed),
         "learning_rate": closed.learning_rate,
         "local_optimizer": closed.local_optimizer,
         "contributors": [c.node for c in closed.contributions if c.success],
@@ -88,6 +89,12 @@ def round_leaf(row: Mapping[str, Any], metric: str, weights: str) -> dict[str, A
 def line_of(row: Mapping[str, Any]) -> str:
     """Return a row as a line of a file, without its end."""
     return strict_json.dumps(row, separators=(",", ":"), default=str)
+
+
+def _node_steps(closed: ev.CloseRound) -> dict[str, Any]:
+    """Return the local steps of the nodes that had others than the round."""
+    own = {c.node: c.local_steps for c in closed.contributions if c.local_steps != closed.local_steps}
+    return {"node_steps": own} if own else {}
 
 
 def _late_row(late: ev.LateUpdate) -> dict[str, Any]:

@@ -89,7 +89,13 @@ def _late_work(rows: Sequence[Mapping[str, Any]], events: Iterable[Mapping[str, 
         node, figures = event.get("subject", ""), event.get("figures", {})
         row, seconds = by_round.get(figures.get("of_round", 0)), finite(figures.get("compute_seconds")) or 0.0
         if row is not None and node in row["batch_sizes"] and seconds > 0:
-            yield StepTime(node, row["batch_sizes"][node], seconds / row["local_steps"])
+            yield StepTime(node, row["batch_sizes"][node], seconds / _steps(row, node))
+
+
+def _steps(row: Mapping[str, Any], node: str) -> int:
+    """Return the local steps of a node in a round."""
+    steps: int = row.get("node_steps", {}).get(node, row["local_steps"])
+    return steps
 
 
 def compute_times(
@@ -112,9 +118,9 @@ def compute_times(
     """
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
-        steps = row["local_steps"]
         for node in row["contributors"]:
-            found.setdefault(node, []).append((row["batch_sizes"][node], row["compute_seconds"][node] / steps))
+            seconds = row["compute_seconds"][node] / _steps(row, node)
+            found.setdefault(node, []).append((row["batch_sizes"][node], seconds))
     contributed = set(found)
     for node, batch_size, seconds in late:
         if node not in contributed:

@@ -38,6 +38,7 @@ class ReplayedDecisions(FixedAdaptation):
             selected,
             dict(row["batch_sizes"]),
             row["local_steps"],
+            node_steps=row.get("node_steps", {}),
             wait_for_all=self._wait_for_all,
             codecs={node: TransferCodecs(row["codec"][node], row["parameters_codec"][node]) for node in selected},
             connections=ConnectionPlan(

@@ -11,6 +11,7 @@ from hypergpu.coordinator.core.adaptation.connections.control import ConnectionD
 from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChange
 from hypergpu.coordinator.core.adaptation.rate_search import RateChange
 from hypergpu.coordinator.core.batching.controller import BatchChange
+from hypergpu.coordinator.core.batching.node_steps import StepsChange
 from hypergpu.coordinator.core.batching.strategies import LocalStepsReason
 from hypergpu.coordinator.core.decisions import CLUSTER, Decision, DecisionKind, DecisionLog, Figures
 from hypergpu.coordinator.core.links.profile import LinkProfile
@@ -122,6 +123,21 @@ class AdaptationLog(DecisionLog):
             "drift_steps": drift_steps,
         }
         self.decide(DecisionKind.LOCAL_STEPS, CLUSTER, reason, figures)
+
+    def node_steps(self, changes: Sequence[StepsChange]) -> None:
+        """Record changed local steps of single nodes."""
+        if len(changes) > LISTED:
+            self.decide(DecisionKind.LOCAL_STEPS, CLUSTER, LocalStepsReason.MATCHES_SPEED, {"nodes": len(changes)})
+            return
+        for change in changes:
+            figures = {
+                "from": change.old,
+                "to": change.new,
+                "step_seconds": change.step_seconds,
+                "communication_seconds": change.communication_seconds,
+                "fastest_seconds": change.fastest_seconds,
+            }
+            self.decide(DecisionKind.LOCAL_STEPS, change.node_id, LocalStepsReason.MATCHES_SPEED, figures)
 
     def close_share(self, share: float, nodes: int, seconds: Floats) -> None:
         """Record a changed share of the nodes that closes a round, with the longest times that nodes took lately."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ from hypergpu.coordinator.core.adaptation.state import (
 )
 from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchReason
 from hypergpu.coordinator.core.batching.controller import AdaptationLimits
+from hypergpu.coordinator.core.batching.node_steps import NodeSteps
 from hypergpu.coordinator.core.checks import parse_enum, require_non_negative
 from hypergpu.coordinator.core.decisions import CLUSTER, Decision, DecisionKind
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
@@ -71,6 +72,7 @@ class _WorkChanges:
     held_until: int = -1
     """Round before which they stay as they are."""
     last_change: int = -(10**9)
+    node_steps: NodeSteps = field(default_factory=NodeSteps)
 
 
 class AdaptiveOrchestrator:
@@ -492,6 +494,7 @@ class AdaptiveOrchestrator:
             self.batches.local_steps,
             self._control.optimizer,
             trials,
+            node_steps=self._node_steps(workers),
             server_momentum=self._control.momentum,
             close_share=self._close_share(selected) if adapts and not turns else None,
             wait_for=turns,
@@ -537,6 +540,17 @@ class AdaptiveOrchestrator:
             connections=self.connections.plan,
         )
         self._log.codecs(self._codecs.plan(available, outlook))
+
+    def _node_steps(self, nodes: Sequence[str]) -> dict[str, int]:
+        """Return the local steps of single nodes: by their speed in buffered rounds, else the same for all."""
+        steps, chosen = self.batches.local_steps, self._work.node_steps
+        if not self.config.training.is_buffered or steps == 1 or self.policy is AdaptationPolicy.NONE or not nodes:
+            return {}
+        seconds = self.batches.compute_seconds(nodes) / steps
+        if seconds.any():  # something was measured
+            communication = self.monitor.round_communication_samples(self.monitor.rows(nodes), _ARRIVALS).mean(axis=1)
+            self._log.node_steps(chosen.choose(nodes, seconds, np.nan_to_num(communication), steps))
+        return chosen.of(nodes, steps)
 
     def _noise_nodes(self, nodes: Sequence[str]) -> float:
         """Return the number of nodes whose gradient noise equals the gradient, with the present batches."""

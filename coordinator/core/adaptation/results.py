@@ -40,13 +40,17 @@ def record_results(
     measured = np.array([each.measured for each in results], bool)
     loss = np.array([each.loss_before or each.loss or np.nan for each in results], np.float64)
     figures = np.array(
-        [(each.waiting_seconds, each.compute_seconds, each.samples, each.batch_size) for each in results], np.float64
+        [
+            (each.waiting_seconds, each.compute_seconds, each.samples, each.batch_size, each.local_steps)
+            for each in results
+        ],
+        np.float64,
     )
     sound = (np.isfinite(figures) & (figures >= 0)).all(axis=1)
     if not sound.all():
         worst = ids[int(np.argmin(sound))]
         raise InvalidInput(f"the contribution of node {worst} has a negative or non-finite figure")
-    waiting, compute, samples, sizes = figures.T
+    waiting, compute, samples, sizes, ordered = figures.T
     # What a node without an update spent its time on is not known yet; see `record_late`.
     measured &= success | (late & (compute > 0))
     monitor.record_rounds(monitor.rows(ids), waiting, success, measured)
@@ -59,7 +63,7 @@ def record_results(
         loss=loss,
         samples=np.where(success, samples, 0.0),
     )
-    computed = np.where(samples > 0, samples, sizes * batches.local_steps)  # an update of a trial counts no samples
+    computed = np.where(samples > 0, samples, sizes * ordered)  # an update of a trial counts no samples
     did = success & (computed > 0)
     spent, worked, taken = (compute + waiting)[did], compute[did], computed[did]
     steps = np.maximum(np.rint(taken / np.where(sizes[did] > 0, sizes[did], taken)), 1).astype(np.int64)

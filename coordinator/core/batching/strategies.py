@@ -44,6 +44,8 @@ class LocalStepsReason(StrEnum):
 
     AMORTISES_COMMUNICATION = "amortises_communication"
     SHORTER_ROUNDS_PAY = "shorter_rounds_pay"
+    MATCHES_SPEED = "matches_speed"
+    """In buffered rounds, the node's work takes about as long as that of the fastest node."""
 
 
 def by_latency(baseline: int, latency_ms: Floats) -> Floats:

@@ -28,6 +28,8 @@ class RoundPlan:
     optimizer: LocalOptimizer | None = None
     trials: Mapping[str, LocalOptimizer] = field(default_factory=dict)
     """Optimizers of the nodes that try another one, by node id. Their updates are measured and not applied."""
+    node_steps: Mapping[str, int] = field(default_factory=dict)
+    """Local steps of single nodes, by node id; `local_steps` for those that are not there."""
     server_momentum: float | None = None
     """Momentum of the server's step after the round."""
     wait_for_all: bool = False

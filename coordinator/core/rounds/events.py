@@ -363,6 +363,7 @@ class Contribution:
     """Part of `waiting_seconds` from the offer of the update until it had arrived; 0 without an update."""
     optimizer_share: float = 0.0
     """Share of the computing that the steps of the optimizer took."""
+    local_steps: int = 1
 
 
 @message

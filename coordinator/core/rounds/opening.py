@@ -277,7 +277,7 @@ def _plan_units(
             node,
             shard,
             member.batch_size,
-            steps,
+            steps if steps == 1 else max(2, plan.node_steps.get(node, steps)),
             config.optimizer_at(plan.trials[node] if is_trial else optimizer, state.round),
             plan.codecs.get(node, state.codecs),
             trial=is_trial,

@@ -166,6 +166,8 @@ def test_compute_times_are_a_line_through_the_batches_that_a_node_had() -> None:
     assert found["a"].seconds_per_sample == pytest.approx(0.0005, rel=0.01)
     assert base_seconds(found["b"], 256) == pytest.approx(3 * base_seconds(usual, 256)), "one size: the task's shape"
     assert base_seconds(found["c"], 64) == pytest.approx(12 * base_seconds(usual, 64)), "b's, on a slower card"
+    fewer = {**row("a", 16, 5 * 0.028), "node_steps": {"a": 5}}
+    assert compute_times([fewer, *rows[1:4]], usual, {"a": 1.0}) == {"a": found["a"]}, "a node with steps of its own"
     with pytest.raises(InvalidInput, match="no round"):
         compute_times([], usual, {"a": 1.0})
 

@@ -52,6 +52,47 @@ def test_a_late_update_counts_in_the_noise_scale_by_its_weight() -> None:
     assert seen == [((2.0, 1.0), 2, 60.0, 2)]
 
 
+def buffered(tmp_path: Path, **changes: Any) -> list[dict[str, Any]]:
+    """Return the rows of buffered rounds with a node of a third of the speed of the others."""
+    tree = {
+        "name": "buffered",
+        "task": "digits",
+        "learning": "model",
+        "policy": "reactive",
+        "rounds": 25,
+        "nodes": [{"id": "node", "count": 4, "gpu": "T4"}, {"id": "slow", "gpu": "T4", "speed": 0.3}],
+        "compute": {"seconds_per_step": 0.02, "seconds_per_sample": 0.001},
+        "config": {"training": {"mode": "buffered"}},
+        **changes,
+    }
+    simulate(Scenario.model_validate(tree), tmp_path)
+    return [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+
+
+def test_a_slow_node_gets_fewer_steps_in_buffered_rounds_and_is_told_why(tmp_path: Path) -> None:
+    rows = buffered(tmp_path)
+    assert "node_steps" not in rows[0], "nothing was measured yet"
+    assert {name for row in rows for name in row.get("node_steps", ())} == {"slow"}
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    told = [each for each in events if each.get("reason") == "matches_speed"]
+    assert {each["subject"] for each in told} == {"slow"}
+    figures = told[0]["figures"]
+    steps = [row["node_steps"]["slow"] for row in rows if "node_steps" in row][-1]
+    assert (figures["from"], told[-1]["figures"]["to"]) == (10, steps)
+    expected = figures["communication_seconds"] + steps * figures["step_seconds"]
+    assert expected == pytest.approx(figures["fastest_seconds"], rel=0.15)
+    late = [each for row in rows for each in row.get("late", ()) if each["node"] == "slow"]
+    assert late[-1]["samples"] == steps * 64
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"policy": "none"}, {"config": {"training": {"mode": "late"}}}],
+)
+def test_other_rounds_give_all_nodes_the_same_steps(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert not any("node_steps" in row for row in buffered(tmp_path, **changes))
+
+
 def test_buffered_rounds_take_all_nodes_on_the_configured_work(tmp_path: Path) -> None:
     tree = {
         "name": "buffered",

@@ -504,7 +504,8 @@ def test_how_often_processes_end_is_known_to_the_plans() -> None:
 def test_a_trial_measures_the_card_though_its_samples_count_nothing() -> None:
     run = Run(uniform).rounds(1)
     before = run.adaptation.batches.compute_seconds(["node_0"])[0]
-    tried = Contribution("node_0", True, 0, 64, 20.0 * before, 0.05, run.loss)
+    steps = run.adaptation.batches.local_steps
+    tried = Contribution("node_0", True, 0, 64, 20.0 * before, 0.05, run.loss, local_steps=steps)
     for _ in range(5):
         run.adaptation.record_results([tried])
     assert run.adaptation.batches.compute_seconds(["node_0"])[0] > 5.0 * before

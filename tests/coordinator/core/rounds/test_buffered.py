@@ -114,12 +114,13 @@ class Choosy(FixedAdaptation):
     def plan_round(self, available: Any, round_number: int) -> RoundPlan:
         batches = {node: 4 * (index + 1) + round_number for index, node in enumerate(NODES)}
         chosen = [node for node in available if node != "d"]
-        return RoundPlan(chosen, {node: batches[node] for node in chosen})
+        return RoundPlan(chosen, {node: batches[node] for node in chosen}, 8, node_steps={"b": 5, "c": 1})
 
 
 def test_a_node_that_joins_gets_what_was_planned_for_it() -> None:
     found = driver(adaptation=Choosy(8), buffer_size=2)
     assert works(found, "c").batch_size == 13
+    assert [works(found, node).local_steps for node in "abc"] == [8, 5, 2], "one step would send a gradient"
     deliver(found, "a", "b", "c")
     assert works(found, "c").batch_size == 14
     assert not [each for each in found.of(ev.WorkAssigned) if each.node == "d"]
