@@ -58,8 +58,7 @@ def round_row(
         "train_loss": closed.loss,
         **({"metrics": dict(others)} if others else {}),
         "samples": closed.samples,
-        "local_steps": closed.local_steps,
-        **_node_steps(closed),
+        **_local_steps(closed),
         "learning_rate": closed.learning_rate,
         "local_optimizer": closed.local_optimizer,
         "contributors": [c.node for c in closed.contributions if c.success],
@@ -91,10 +90,10 @@ def line_of(row: Mapping[str, Any]) -> str:
     return strict_json.dumps(row, separators=(",", ":"), default=str)
 
 
-def _node_steps(closed: ev.CloseRound) -> dict[str, Any]:
-    """Return the local steps of the nodes that had others than the round."""
+def _local_steps(closed: ev.CloseRound) -> dict[str, Any]:
+    """Return the local steps of a round, and of the nodes that had others."""
     own = {c.node: c.local_steps for c in closed.contributions if c.local_steps != closed.local_steps}
-    return {"node_steps": own} if own else {}
+    return {"local_steps": closed.local_steps, **({"node_steps": own} if own else {})}
 
 
 def _late_row(late: ev.LateUpdate) -> dict[str, Any]:

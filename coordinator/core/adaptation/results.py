@@ -8,6 +8,7 @@ import numpy as np
 from hypergpu.common.errors import InvalidInput
 from hypergpu.coordinator.core.batching import AdaptiveBatchController
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
+from hypergpu.coordinator.core.node_arrays import Floats
 from hypergpu.coordinator.core.rounds.adaptation import Activity, LateWork
 from hypergpu.coordinator.core.rounds.events import Contribution, LateUpdate
 from hypergpu.coordinator.core.selection import DynamicNodeSelector
@@ -39,18 +40,7 @@ def record_results(
     late = np.array([each.late for each in results], bool)
     measured = np.array([each.measured for each in results], bool)
     loss = np.array([each.loss_before or each.loss or np.nan for each in results], np.float64)
-    figures = np.array(
-        [
-            (each.waiting_seconds, each.compute_seconds, each.samples, each.batch_size, each.local_steps)
-            for each in results
-        ],
-        np.float64,
-    )
-    sound = (np.isfinite(figures) & (figures >= 0)).all(axis=1)
-    if not sound.all():
-        worst = ids[int(np.argmin(sound))]
-        raise InvalidInput(f"the contribution of node {worst} has a negative or non-finite figure")
-    waiting, compute, samples, sizes, ordered = figures.T
+    waiting, compute, samples, sizes, steps = _figures(results)
     # What a node without an update spent its time on is not known yet; see `record_late`.
     measured &= success | (late & (compute > 0))
     monitor.record_rounds(monitor.rows(ids), waiting, success, measured)
@@ -63,12 +53,28 @@ def record_results(
         loss=loss,
         samples=np.where(success, samples, 0.0),
     )
-    computed = np.where(samples > 0, samples, sizes * ordered)  # an update of a trial counts no samples
+    computed = np.where(samples > 0, samples, sizes * steps)  # an update of a trial counts no samples
     did = success & (computed > 0)
     spent, worked, taken = (compute + waiting)[did], compute[did], computed[did]
-    steps = np.maximum(np.rint(taken / np.where(sizes[did] > 0, sizes[did], taken)), 1).astype(np.int64)
-    batches.record_performances(batches.rows(ids)[did], taken, spent, steps, worked)
+    done = np.maximum(np.rint(taken / np.where(sizes[did] > 0, sizes[did], taken)), 1).astype(np.int64)
+    batches.record_performances(batches.rows(ids)[did], taken, spent, done, worked)
     return float(waiting[measured].max(initial=0.0))
+
+
+def _figures(results: Sequence[Contribution]) -> Floats:
+    """Return waiting and computing seconds, samples, batch sizes and local steps: a row each, a column for each node.
+
+    Raises:
+        InvalidInput: A figure is negative or not finite.
+    """
+    figures = np.array(
+        [(c.waiting_seconds, c.compute_seconds, c.samples, c.batch_size, c.local_steps) for c in results], np.float64
+    ).reshape(-1, 5)
+    sound = (np.isfinite(figures) & (figures >= 0)).all(axis=1)
+    if not sound.all():
+        worst = results[int(np.argmin(sound))].node
+        raise InvalidInput(f"the contribution of node {worst} has a negative or non-finite figure")
+    return figures.T
 
 
 def _is_failed_probe(result: Contribution) -> bool:
