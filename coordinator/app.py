@@ -239,6 +239,7 @@ class Coordinator:
             machine.restore_figures(state.loss, state.metric, of_present_model=self._found.is_evaluated)
             if state.kept is not None:
                 machine.restore_kept(state.kept.round, state.kept.loss, state.kept.metric)
+            machine.suspicions.restore(**state.suspicions.model_dump())
             if state.improvement is not None:
                 found = state.improvement
                 best = Score(found.round, found.loss, found.metric, model.held_out.metric)

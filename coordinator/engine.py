@@ -529,6 +529,7 @@ class Engine:
             "metric": machine.metric_value,
             "kept": machine.kept,
             "improvement": machine.improvement,
+            "suspicions": machine.suspicions.snapshot(),
             "finished": finished or None,
             "adaptation": self._dependencies.adaptation_state(),
             "ledger": self.ledger.state(),

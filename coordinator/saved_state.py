@@ -10,10 +10,12 @@ from hypergpu.common.errors import CorruptData
 from hypergpu.coordinator.core.adaptation.state import VERSION, AdaptationState
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds.events import FinishReason
+from hypergpu.coordinator.core.rounds.suspicion import MIDDLES
 
 _M = TypeVar("_M", bound=BaseModel)
 _MOST = 1 << 53
 """Largest plausible count; larger numbers would not fit the protocol messages."""
+_HIGHEST_SCORE = 1e9
 _LONGEST_RUN_SECONDS = 100 * 365.25 * 86_400
 
 Count = Annotated[int, Field(ge=0, le=_MOST, strict=True)]
@@ -110,6 +112,23 @@ class SavedLedger(_Saved):
         return self
 
 
+class SavedSuspect(_Saved):
+    """Knowledge of a node by its updates; see `suspicion`."""
+
+    score: Annotated[float, Field(ge=0, le=_HIGHEST_SCORE, allow_inf_nan=False)] = 0.0
+    copied: Count = 0
+    strikes: Count = 0
+    suspended_until: Count = 0
+    probation: Count = 0
+
+
+class SavedSuspicions(_Saved):
+    """Knowledge of nodes by their updates, and what those of the latest rounds were measured by."""
+
+    nodes: dict[NodeId, SavedSuspect] = Field(default_factory=dict)
+    middles: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=list, max_length=MIDDLES)
+
+
 class SavedState(_Saved):
     """Everything that a run needs to resume, except its tensors."""
 
@@ -132,6 +151,8 @@ class SavedState(_Saved):
     """Evaluation of the model to return to; None in a checkpoint of another version."""
     improvement: SavedImprovement | None = None
     """None before the first evaluation, and in a checkpoint of another version."""
+    suspicions: SavedSuspicions = SavedSuspicions()
+    """Empty in a checkpoint of another version."""
     finished: FinishReason | None
     """Reason for the end of the run; None while it runs."""
     adaptation: AdaptationState | None = None

@@ -316,6 +316,20 @@ async def test_lines_that_were_not_written_are_taken_from_the_log(tmp_path: Path
     await trained.close()
 
 
+@pytest.mark.parametrize("every", [1, 100])
+async def test_a_restart_forgives_no_suspect(tmp_path: Path, every: int) -> None:
+    run = Trained(tmp_path / "run", every=every)
+    await run.begin()
+    run.engine.machine.suspicions.restore({"hostile": {"suspended_until": 50, "strikes": 1}}, [2.0])
+    await run.train(2)
+    await run.closed(2)
+    restarted = again(run.copy(tmp_path / "copy"), every=every)
+    assert restarted.engine.machine.suspicions.snapshot() == run.engine.machine.suspicions.snapshot()
+    assert restarted.engine.machine.suspicions.is_suspended("hostile", 49)
+    restarted.coordinator.run_dir.close()
+    await run.close()
+
+
 async def test_a_step_that_leads_elsewhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = await left_behind(tmp_path / "run", every=1000)
     monkeypatch.setattr("hypergpu.coordinator.resuming.checksum_of", lambda _: "00000000")

@@ -36,7 +36,7 @@ from hypergpu.coordinator.core.rounds.state import (
     RunControl,
     RunState,
 )
-from hypergpu.coordinator.core.rounds.suspicion import SuspicionReason, suspicions_of
+from hypergpu.coordinator.core.rounds.suspicion import SuspicionReason, Suspicions, suspicions_of
 from hypergpu.coordinator.core.rounds.update_norms import NormBound, Outlier
 from hypergpu.coordinator.core.rounds.work import Round, WorkReason, WorkUnit
 from hypergpu.coordinator.core.score import Score
@@ -245,6 +245,11 @@ class RoundMachine:
         """Set the best model and the evaluations since, as an earlier process of this run had them."""
         self.round_state.guards.improvement = Improvement(best, evaluations)
 
+    @property
+    def suspicions(self) -> Suspicions:
+        """Judge of the nodes' updates."""
+        return self.round_state.guards.suspicions
+
     def restore_figures(self, loss: float | None, metric_value: float | None, *, of_present_model: bool) -> None:
         """Set the loss and the metric that an earlier process of this run has measured.
 
@@ -375,7 +380,7 @@ class RoundMachine:
         opening.straggler_returned(state, member, self.config.quorum)
         late.drop(state.late, event.node, WorkReason.GIVEN_UP, self._effects)
         if state.open_round is not None:
-            if state.guards.suspicions.is_suspended(event.node, state.round):
+            if self.suspicions.is_suspended(event.node, state.round):
                 return
             if self.adaptation.overrides.of(event.node) is not NodeOverride.EXCLUDE:
                 opening.join(state, state.open_round, member)
@@ -403,7 +408,7 @@ class RoundMachine:
         if current is None or is_late:
             self._take_late(event, unit, member, outlier)
         elif outlier is not None:
-            state.guards.suspicions.refused(event.node, SuspicionReason.REFUSED_NORMS)
+            self.suspicions.refused(event.node, SuspicionReason.REFUSED_NORMS)
             dispatch.refuse_outlier(current, unit, event, outlier, effects)
         else:
             unit.suspect = not self._note_accepted(event, unit)
@@ -416,7 +421,7 @@ class RoundMachine:
 
     def _note_accepted(self, event: ev.UpdateArrived, unit: WorkUnit) -> bool:
         """Let an update be compared with the others of the round; return whether it counts."""
-        state, suspicions = self.round_state, self.round_state.guards.suspicions
+        state, suspicions = self.round_state, self.suspicions
         current = state.open_round
         is_like = current is None or unit.optimizer.name == current.settings.optimizer.name
         if event.sketch is not None and not unit.trial and is_like:
@@ -480,7 +485,7 @@ class RoundMachine:
         current = state.open_round
         if current is not None and event.round == current.number:
             if event.reason == dispatch.NOT_FINITE and not current.units[event.node].trial:
-                state.guards.suspicions.refused(event.node, SuspicionReason.NOT_FINITE)
+                self.suspicions.refused(event.node, SuspicionReason.NOT_FINITE)
             if dispatch.return_work(current, event, member, self._effects) and member.requesting:
                 dispatch.assign(current, member, self.adaptation.overrides, now, self._effects)
             self._close_if_complete(current, now)
@@ -570,7 +575,7 @@ class RoundMachine:
         self.members.require(event.node)
         overrides = self.adaptation.overrides
         if event.override is NodeOverride.INCLUDE:
-            self.round_state.guards.suspicions.forgive(event.node)
+            self.suspicions.forgive(event.node)
         if overrides.of(event.node) is not event.override:
             overrides.set(event.node, event.override)
             figures = {"rule": str(event.override)}
@@ -586,7 +591,7 @@ class RoundMachine:
 
     def _open_round(self, now: float) -> None:
         """Open the next round if possible, and give work to the nodes that wait for it."""
-        dispatch.accuse(self.round_state.guards.suspicions.release(self.round), self._effects)
+        dispatch.accuse(self.suspicions.release(self.round), self._effects)
         opened = opening.open_round(self.round_state, self.config, self.adaptation, now, self._effects)
         if opened is None:
             return
@@ -635,7 +640,7 @@ class RoundMachine:
 
     def _judged(self, ending: closing.Ending) -> closing.Ending:
         """Return the end of a round with the nodes whose updates may not be used, and record who is suspected."""
-        suspicions = self.round_state.guards.suspicions
+        suspicions = self.suspicions
         if not isinstance(ending, ev.CloseRound):
             suspicions.discard()
             return ending

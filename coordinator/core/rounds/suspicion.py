@@ -13,10 +13,10 @@ docs/robustness.md has the figures. A suspect gets no work. Later, it is on prob
 
 import math
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,8 @@ MOST_OPPOSED: Final = 32
 """Opposed updates that are left out one by one, so that the work of a round has a bound."""
 MOST_PER_ROUND: Final = 0.75
 """Largest addition of one round to a score."""
+_CANCELLED: Final = 1e-9
+"""Bound of what rounding makes of a square of a distance, relative to the squares of the norms."""
 NEIGHBORS: Final = 8
 """Updates next in norm that each is compared with for copies."""
 SUSPENDED_ROUNDS: Final = 20
@@ -269,6 +271,18 @@ class Suspicions:
                 found.append(Accusation(node, _R.ON_PROBATION, {"state": "probation", "strikes": record.strikes}))
         return found
 
+    def snapshot(self) -> dict[str, Any]:
+        """Return what is known of the nodes, as JSON, for a later process; the open round is no part of it."""
+        known = {node: asdict(record) for node, record in self._records.items() if record != _Record()}
+        return {"nodes": known, "middles": [each for each in self._middles if 0 < each < math.inf]}
+
+    def restore(self, nodes: Mapping[str, Mapping[str, Any]], middles: Sequence[float]) -> None:
+        """Know of the nodes what an earlier process knew, unless suspicion was turned off since."""
+        if not self.enabled:
+            return
+        self._records = {node: _Record(**record) for node, record in nodes.items()}
+        self._middles.extend(middles)
+
     def _record(self, node: str) -> _Record:
         return self._records.setdefault(node, _Record())
 
@@ -316,16 +330,40 @@ def _copies(vectors: Vectors, norms: Vectors, nodes: Sequence[str]) -> dict[str,
     usual = spread * math.sqrt(2.0)
     if not 0 < usual < math.inf:
         return {}
-    order = np.argsort(norms, kind="stable").tolist()
-    group = list(range(len(nodes)))
-    """Index of the first update of each one's group."""
+    first_of = list(range(len(nodes)))
+    """Of each update, one that arrived before it and is in the same group; of the first of a group, itself."""
     nearest = [math.inf] * len(nodes)
-    for at, first in enumerate(order):
-        for second in order[at + 1 : at + 1 + NEIGHBORS]:
-            distance = float(np.linalg.norm(vectors[first] - vectors[second])) / usual
-            if distance < SAME:
-                low, high = sorted((group[first], group[second]))
-                group = [low if each == high else each for each in group]
-                nearest[first], nearest[second] = min(nearest[first], distance), min(nearest[second], distance)
-    members = {label: frozenset(nodes[at] for at, each in enumerate(group) if each == label) for label in set(group)}
-    return {nodes[at]: _Copy(members[label], nearest[at]) for at, label in enumerate(group) if label != at}
+    for one, other in _close_pairs(vectors, np.argsort(norms, kind="stable"), SAME * usual):
+        distance = float(np.linalg.norm(vectors[one] - vectors[other])) / usual
+        if distance < SAME:
+            low, high = sorted((_first(first_of, one), _first(first_of, other)))
+            first_of[high] = low
+            nearest[one], nearest[other] = min(nearest[one], distance), min(nearest[other], distance)
+    groups: dict[int, set[str]] = {}
+    for at, node in enumerate(nodes):
+        groups.setdefault(_first(first_of, at), set()).add(node)
+    members = {first: frozenset(group) for first, group in groups.items()}
+    return {
+        nodes[at]: _Copy(members[first], nearest[at])
+        for at in range(len(nodes))
+        if (first := _first(first_of, at)) != at
+    }
+
+
+def _close_pairs(vectors: Vectors, order: npt.NDArray[np.intp], distance: float) -> Iterator[tuple[int, int]]:
+    """Yield the pairs that are next in an order and may be within a distance, by |a-b|² = |a|² + |b|² - 2ab."""
+    ranked = vectors[order]
+    squares = np.einsum("ij,ij->i", ranked, ranked)
+    for lag in range(1, min(NEIGHBORS + 1, len(order))):
+        sums = squares[lag:] + squares[:-lag]
+        apart = sums - 2.0 * np.einsum("ij,ij->i", ranked[lag:], ranked[:-lag])
+        for at in np.flatnonzero(apart < distance**2 + _CANCELLED * sums).tolist():
+            yield int(order[at]), int(order[at + lag])
+
+
+def _first(first_of: list[int], at: int) -> int:
+    """Return the first update of the group of one, and shorten the way to it (union-find)."""
+    while first_of[at] != at:
+        first_of[at] = first_of[first_of[at]]
+        at = first_of[at]
+    return at

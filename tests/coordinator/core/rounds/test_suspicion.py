@@ -1,5 +1,6 @@
 """Which nodes are suspected, by what figures, and for how long."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,15 @@ from hypergpu.coordinator.core.model.sketch import WIDTH, Sketch
 from hypergpu.coordinator.core.rounds.suspicion import (
     ALIKE,
     LEAST_UPDATES,
+    NEIGHBORS,
     PROBATION_ROUNDS,
+    SAME,
     SKEWED,
     SUSPENDED_ROUNDS,
     Judgement,
     SuspicionReason,
     Suspicions,
+    _copies,
     suspicions_of,
 )
 
@@ -205,3 +209,52 @@ def test_a_user_may_forgive_and_may_turn_it_off() -> None:
     assert rounds.judge.counts("hostile")
     off = Rounds(Suspicions(enabled=False))
     assert off.named(lambda each: {"hostile": each.honest(1000.0)}, 5) == {}
+
+
+def test_what_is_known_outlasts_the_process() -> None:
+    undisturbed, restarted = Rounds(), Rounds()
+    told: dict[str, list[Any]] = {"undisturbed": [], "restarted": []}
+    for number in range(1, 40):
+        for name, rounds in (("undisturbed", undisturbed), ("restarted", restarted)):
+            told[name] += rounds.close({"hostile": OPPOSITE, "late": rounds.honest(8.0)}).accusations
+        if number % 3 == 0:
+            known = json.loads(json.dumps(restarted.judge.snapshot()))
+            restarted.judge = Suspicions()
+            restarted.judge.restore(**known)
+    assert told["restarted"] == told["undisturbed"]
+    assert {each.node for each in told["restarted"]} == {"hostile", "late"}
+    assert restarted.judge.is_suspended("hostile", restarted.number)
+    forgetful = Suspicions(enabled=False)
+    forgetful.restore(**restarted.judge.snapshot())
+    assert not forgetful.is_suspended("hostile", restarted.number)
+
+
+def brute_force(vectors: Any, norms: Any, nodes: Sequence[str]) -> dict[str, tuple[frozenset[str], float]]:
+    """The copies, pair by pair."""
+    usual = float(np.median(np.linalg.norm(vectors - np.median(vectors, axis=0), axis=1))) * np.sqrt(2.0)
+    order = np.argsort(norms, kind="stable").tolist()
+    group, nearest = list(range(len(nodes))), [np.inf] * len(nodes)
+    for at, first in enumerate(order):
+        for second in order[at + 1 : at + 1 + NEIGHBORS]:
+            distance = float(np.linalg.norm(vectors[first] - vectors[second])) / usual
+            if distance < SAME:
+                low, high = sorted((group[first], group[second]))
+                group = [low if each == high else each for each in group]
+                nearest[first], nearest[second] = min(nearest[first], distance), min(nearest[second], distance)
+    members = {label: frozenset(nodes[at] for at, each in enumerate(group) if each == label) for label in set(group)}
+    return {nodes[at]: (members[label], nearest[at]) for at, label in enumerate(group) if label != at}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_copies_are_those_of_a_comparison_of_all_pairs(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    count = int(random.integers(3, 60))
+    vectors = random.standard_normal((count, 64)) + 1e3 * (seed % 2)
+    for _ in range(int(random.integers(0, count))):
+        to, source = random.integers(0, count, 2)
+        vectors[to] = vectors[source] + random.choice([0.0, 1e-3, 0.05, 0.12, 0.2]) * random.standard_normal(64)
+    norms = np.linalg.norm(vectors, axis=1)
+    nodes = [f"node_{number}" for number in range(count)]
+    expected = brute_force(vectors, norms, nodes)
+    assert {node: tuple(copy) for node, copy in _copies(vectors, norms, nodes).items()} == expected
+    assert len(expected) > 0 or seed > 5
