@@ -31,7 +31,7 @@ from hypergpu.common.tls import Tls
 from hypergpu.common.token import TokenSource
 from hypergpu.common.version import package_version
 from hypergpu.common.wire import require_sendable
-from hypergpu.coordinator.budgets import CallBudgets
+from hypergpu.coordinator.budgets import NodeBudgets
 from hypergpu.coordinator.callers import Admission
 from hypergpu.coordinator.control import ControlService
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, build_orchestrator
@@ -405,7 +405,7 @@ class Coordinator:
             admit=Admission(
                 self._options.tokens,
                 leases,
-                CallBudgets(config.heartbeat_seconds),
+                NodeBudgets(config.heartbeat_seconds),
                 certified=bool(tls and tls.client_authority),
             ),
             on_error=Refusals(self.registry).count,

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from hypergpu.common.errors import PermissionDenied
-from hypergpu.common.grpc_server import Context
+from hypergpu.common.grpc_server import Context, peer_host
 from hypergpu.common.roles import ROLES, Role, role_check
 from hypergpu.common.rpc import LEASE, NODE_ID
 from hypergpu.common.token import TokenSource
-from hypergpu.coordinator.budgets import CallBudgets
+from hypergpu.coordinator.budgets import NodeBudgets
 from hypergpu.coordinator.core.leases import Leases
 from hypergpu.protos import coordinator_pb2
 
@@ -40,7 +40,7 @@ class Admission:
     """
 
     def __init__(
-        self, tokens: Mapping[Role, TokenSource], leases: Leases, budgets: CallBudgets, *, certified: bool = False
+        self, tokens: Mapping[Role, TokenSource], leases: Leases, budgets: NodeBudgets, *, certified: bool = False
     ) -> None:
         self._require_role, self._leases, self._budgets = role_check(tokens), leases, budgets
         self._certified = certified
@@ -100,10 +100,3 @@ def _metadata(context: Context, wanted: str) -> str:
         if key == wanted:
             return value if isinstance(value, str) else value.decode("ascii", "replace")
     return ""
-
-
-def peer_host(context: Context) -> str:
-    """Return the caller's address without the port: `ipv4:10.0.0.7:4711` -> `10.0.0.7`."""
-    kind, _, address = context.peer().partition(":")
-    host = address.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""
-    return host.replace("%5B", "").replace("%5D", "").strip("[]")

@@ -4,11 +4,10 @@ import time
 from collections.abc import AsyncIterator
 
 from hypergpu.common.errors import InvalidInput, UnknownName
-from hypergpu.common.grpc_server import Context
+from hypergpu.common.grpc_server import Context, peer_host
 from hypergpu.common.metric import finite
 from hypergpu.common.version import package_version
 from hypergpu.coordinator import convert
-from hypergpu.coordinator.callers import peer_host
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev

@@ -27,13 +27,13 @@ from google.protobuf.message import Message
 from hypergpu.common.byte_ranges import ByteRange
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork, Unavailable
-from hypergpu.common.grpc_server import Context, Handler
+from hypergpu.common.grpc_server import Context, Handler, peer_host
 from hypergpu.common.rpc import check_node_id
 from hypergpu.common.tensors import Chunk
 from hypergpu.common.transfer_meter import PAUSE_SECONDS, TransferMeter
 from hypergpu.common.wire import decode_update_part, encode_part, manifest_from_proto, require_payload_bytes
 from hypergpu.coordinator import convert
-from hypergpu.coordinator.callers import TRAINING, caller, peer_host, require_caller, shown_lease
+from hypergpu.coordinator.callers import TRAINING, caller, require_caller, shown_lease
 from hypergpu.coordinator.core.leases import Leases
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.session import (

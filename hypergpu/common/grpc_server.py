@@ -79,6 +79,13 @@ def _admit_all(method: str, context: Context) -> None:
     """Admit every caller."""
 
 
+def peer_host(context: Context) -> str:
+    """Return the caller's address without the port: `ipv4:10.0.0.7:4711` -> `10.0.0.7`."""
+    kind, _, address = context.peer().partition(":")
+    host = address.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""
+    return host.replace("%5B", "").replace("%5D", "").strip("[]")
+
+
 def _guarded(handler: Handler, method: str, admit: Admit, on_error: OnError) -> Handler:
     """Return `handler` behind the check, with the errors of both as status codes."""
     arity = f"{_STREAMING[handler.request_streaming]}_{_STREAMING[handler.response_streaming]}"

@@ -10,9 +10,10 @@ from typing import Any, Final
 import grpc
 
 from hypergpu.common import grpc_server, rpc
+from hypergpu.common.call_budgets import CallBudgets
 from hypergpu.common.clock import monotonic
 from hypergpu.common.errors import ConfigError, InvalidInput, ResourceExhausted, UnknownName
-from hypergpu.common.roles import Role, role_check
+from hypergpu.common.roles import ROLES, Role, role_check
 from hypergpu.common.text import printable
 from hypergpu.common.token import TokenSource
 from hypergpu.netsim_proxy.api import convert
@@ -178,15 +179,29 @@ async def make_server(
     catalogue: ProfileRegistry,
     tokens: Mapping[Role, TokenSource],
     reload: ReloadFiles | None = None,
+    *,
+    budgets: CallBudgets | None = None,
 ) -> grpc.aio.Server:
     """Return a server with the control API, health and reflection, still to be bound and started."""
+    budgets = budgets or CallBudgets()
     server = await grpc_server.make_server(
         [SERVICE],
-        admit=role_check(tokens),
+        admit=_admission(tokens, budgets),
         max_concurrent_rpcs=_MAX_CALLS,
     )
     netsim_pb2_grpc.add_NetsimServicer_to_server(ControlServicer(links, schedule, catalogue, reload), server)
     return server
+
+
+def _admission(tokens: Mapping[Role, TokenSource], budgets: CallBudgets) -> grpc_server.Admit:
+    """Return the check of a caller's role and budget."""
+    require_role = role_check(tokens)
+
+    def admit(method: str, context: grpc_server.Context) -> None:
+        require_role(method, context)
+        budgets.user(grpc_server.peer_host(context), controls=ROLES.get(method) == (Role.OPERATOR,))
+
+    return admit
 
 
 def bind(server: grpc.aio.Server, address: str) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from hypergpu.coordinator.budgets import NEWCOMERS, NODES, USERS, CallBudgets
+from hypergpu.common.call_budgets import USERS
+from hypergpu.coordinator.budgets import NEWCOMERS, NODES, NodeBudgets
 from hypergpu.coordinator.event_broadcaster import MAX_WATCHERS_OF_CALLER
 from hypergpu.protos import coordinator_pb2 as pb
 from tests.coordinator.test_services import FakeNode, code_of, running
@@ -17,7 +18,7 @@ EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 @pytest.fixture(autouse=True)
 def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Budgets whose time stands still: no call comes back, however slow this machine is."""
-    monkeypatch.setattr("hypergpu.coordinator.app.CallBudgets", partial(CallBudgets, clock=lambda: 0.0))
+    monkeypatch.setattr("hypergpu.coordinator.app.NodeBudgets", partial(NodeBudgets, clock=lambda: 0.0))
 
 
 async def test_names_that_never_ask_for_work_make_room_for_a_newcomer(tmp_path: Path) -> None:

@@ -217,7 +217,8 @@ async def _proxy() -> tuple[Fuzzed, Callable[[], Coroutine[Any, Any, None]]]:
     return fuzzed, close
 
 
-def fuzz_proxy(how_many: settings) -> None:
+def fuzz_proxy(how_many: settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Budgets, "spend", lambda *_: 0.0)
     with asyncio.Runner() as runner:
         fuzzed, close = runner.run(_proxy())
         runner.get_loop().set_exception_handler(fuzzed.note)
@@ -237,13 +238,13 @@ def fuzz_proxy(how_many: settings) -> None:
             runner.run(close())
 
 
-def test_the_control_api_of_the_proxy_bears_any_message() -> None:
-    fuzz_proxy(examples(FEW))
+def test_the_control_api_of_the_proxy_bears_any_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    fuzz_proxy(examples(FEW), monkeypatch)
 
 
 @pytest.mark.soak
-def test_the_control_api_of_the_proxy_bears_many_messages() -> None:
-    fuzz_proxy(SOAK)
+def test_the_control_api_of_the_proxy_bears_many_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    fuzz_proxy(SOAK, monkeypatch)
 
 
 def fuzz_http(how_many: settings, monkeypatch: pytest.MonkeyPatch) -> None:

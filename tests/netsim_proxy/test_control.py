@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from hypergpu.common.call_budgets import USERS, CallBudgets
 from hypergpu.common.roles import Role
 from hypergpu.common.token import TokenSource
 from hypergpu.netsim_proxy.api import control_service as control
@@ -240,7 +241,7 @@ async def test_events_without_an_end_are_active_until_they_are_ended(stub: Any) 
 
 
 async def test_events_that_are_over_are_not_kept_without_bound(stub: Any) -> None:
-    for _ in range(250):
+    for _ in range(150):
         await stub.Inject(pb.Event(type="profile_change", nodes=["node_1"], profile="poor"))
     assert len((await stub.ListScheduled(pb.ListScheduledRequest())).events) == 100
 
@@ -360,3 +361,22 @@ async def test_every_method_needs_the_whole_token(address: str, method: Any) -> 
             assert await status_of_call(channel, method, shown) is grpc.StatusCode.UNAUTHENTICATED, shown
         right = await status_of_call(channel, method, "Bearer secret")
         assert right is not grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(("method", "what"), [("ListScheduled", "status"), ("Clear", "control")])
+async def test_whoever_calls_too_often_is_refused(ports: LinkRegistry, pacer: Pacer, method: str, what: str) -> None:
+    server = await control.make_server(
+        ports, Schedule(ports, pacer), ProfileRegistry(), {}, budgets=CallBudgets(clock=lambda: 0.0)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    other = {"ListScheduled": "Clear", "Clear": "ListScheduled"}[method]
+    requests = {"ListScheduled": pb.ListScheduledRequest(), "Clear": pb.ClearRequest()}
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for _ in range(int(USERS.burst)):
+            await getattr(control_of(channel), method)(requests[method])
+        code, details = await failure(getattr(control_of(channel), method)(requests[method]))
+        await getattr(control_of(channel), other)(requests[other])
+    await server.stop(0)
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details.startswith(f"too many calls for {what} of 127.0.0.1: 50 a second are permitted")
