@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import DecodeError, Message
 
 from hypergpu.common import strict_json, wire
@@ -22,9 +23,11 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.config.loading import load_config, read_yaml
 from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.files import read_bytes, read_text
+from hypergpu.common.http_messages import parse_head
 from hypergpu.common.latest import find_run
 from hypergpu.common.metric import ACCURACY
 from hypergpu.common.roles import KINDS, Role
+from hypergpu.common.signed_note import Signer, unverified, verifier_key
 from hypergpu.common.tensors import Assembler, Chunk, chunks
 from hypergpu.common.text import parse_size
 from hypergpu.common.tls import read_authority, read_pair
@@ -33,8 +36,10 @@ from hypergpu.coordinator import convert, failpoints, scraper
 from hypergpu.coordinator.checkpoints import read_any_tensors, read_tensors, write_tensors
 from hypergpu.coordinator.core.links.profile import ROUND_TRIP_QUANTILES
 from hypergpu.coordinator.initial_model import initial_values
+from hypergpu.coordinator.page.record_files import Place, read_piece
 from hypergpu.demo import read_summary
 from hypergpu.export import export_model
+from hypergpu.ledger.files import read_key
 from hypergpu.netsim_proxy.api import convert as netsim_convert
 from hypergpu.netsim_proxy.config import proxy_file, scenario_file
 from hypergpu.netsim_proxy.config.link_map_file import parse_link_map
@@ -52,6 +57,8 @@ from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import netsim_pb2 as net
 from hypergpu.report.page import page
 from hypergpu.report.run import read_run
+from hypergpu.rewards.addresses import read_addresses
+from hypergpu.rewards.scores import read_epoch
 from hypergpu.simulation import scenario_file as simulated
 from hypergpu.simulation.compute import read_rounds
 from hypergpu.simulation.fork.state import read_state
@@ -265,6 +272,8 @@ def _pair(data: bytes) -> object:
 
 _CA, _SERVER, _SERVER_KEY = _certificates()
 _SAVED, _MODEL = _model()
+_SIGNER = Signer("hypergpu/0123456789ab", Ed25519PrivateKey.from_private_bytes(b"k" * 32))
+_NOTE_KEY, _NOTE = str(_SIGNER.verifier), _SIGNER.sign(5, b"h" * 32)
 _KEY = {"model": "x"}
 _TIMES = json.dumps({"format": 1, "key": _KEY, "times": {"seconds_per_step": 0.01, "seconds_per_sample": 1e-4}})
 _CALIBRATION = json.dumps({**json.loads(_TIMES), "format": calibration._FORMAT})
@@ -379,6 +388,23 @@ DECODERS: Final[Mapping[str, Decoder]] = {
     ),
     "export.export_model": Decoder(
         _run_directory(lambda run: export_model(run, "last", run / "out.safetensors"), "model.safetensors"), [_MODEL]
+    ),
+    "rewards.scores.read_epoch": Decoder(
+        _run_directory(read_epoch, "rounds.jsonl"), [line.encode() for line in ROUNDS.splitlines()]
+    ),
+    "rewards.addresses.read_addresses": Decoder(
+        of_file(read_addresses), [b"node,address\na,0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\nb,\n"]
+    ),
+    "ledger.files.read_key": _texts(read_key, _NOTE_KEY),
+    "common.signed_note.open": _texts(verifier_key(_NOTE_KEY).open, _NOTE),
+    "common.signed_note.unverified": _texts(unverified, _NOTE),
+    "common.http_messages.parse_head": Decoder(
+        lambda data: parse_head(data, "127.0.0.1"),
+        [b"GET /x?a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n"],
+    ),
+    "coordinator.page.record_files.read_piece": Decoder(
+        _run_directory(lambda run: read_piece(run, Place("x")), "rounds.jsonl"),
+        [line.encode() for line in ROUNDS.splitlines()],
     ),
     "simulation.compute.read_rounds": Decoder(
         _run_directory(read_rounds, "rounds.jsonl"), [line.encode() for line in ROUNDS.splitlines()]
