@@ -331,7 +331,7 @@ def _copies(vectors: Vectors, norms: Vectors, nodes: Sequence[str]) -> dict[str,
     if not 0 < usual < math.inf:
         return {}
     first_of = list(range(len(nodes)))
-    """Of each update, one that arrived before it and is in the same group; of the first of a group, itself."""
+    """Earlier update of the same group, for each update; for the first of a group, itself."""
     nearest = [math.inf] * len(nodes)
     for one, other in _close_pairs(vectors, np.argsort(norms, kind="stable"), SAME * usual):
         distance = float(np.linalg.norm(vectors[one] - vectors[other])) / usual
