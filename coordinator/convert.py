@@ -7,6 +7,7 @@ from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput, ProtocolError
 from hypergpu.common.metric import finite
 from hypergpu.common.node_terms import FREE
+from hypergpu.common.signed_note import PUBLIC_KEY_BYTES
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.common.wire import (
     codec_from_proto,
@@ -66,6 +67,7 @@ def registration(request: pb.RegisterRequest, name: str, peer_host: str, lease: 
         "region": text(request.region, "region"),
         "address": text(request.metrics_address, "metrics_address"),
         "peer": peer_host,
+        **({"key": _key(request.key)} if request.key else {}),
     }
     incarnation = text(request.incarnation, "incarnation")
     identity = identity_from_proto(request.identity) if request.HasField("identity") else None
@@ -73,6 +75,17 @@ def registration(request: pb.RegisterRequest, name: str, peer_host: str, lease: 
     terms = terms_from_proto(request.terms) if request.HasField("terms") else FREE
     times = step_times_from_proto(request.step_times) if request.HasField("step_times") else None
     return Register(name, incarnation, request.largest_batch, info, identity, terms, data, lease, times)
+
+
+def _key(key: bytes) -> str:
+    """Return the public key of a node in hexadecimal digits.
+
+    Raises:
+        ProtocolError: It has another length.
+    """
+    if len(key) != PUBLIC_KEY_BYTES:
+        raise ProtocolError(f"a key of {len(key)} bytes; an Ed25519 key has {PUBLIC_KEY_BYTES}")
+    return key.hex()
 
 
 def order(assign: ev.WorkAssigned, sending: Sending, engine: Engine, now: float) -> pb.WorkOrder:
@@ -137,6 +150,7 @@ def register_reply(name: str, lease: str, engine: Engine, heartbeat_seconds: flo
         identity=identity_to_proto(engine.identity) if engine.identity else None,
         partition=config.partition,
         lease=lease,
+        ledger_key=str(engine.ledger.verifier),
     )
 
 

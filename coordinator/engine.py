@@ -260,6 +260,8 @@ class Engine:
         except Exception:
             self.uploads.recycle(upload)
             raise
+        if isinstance(reply, ev.UpdateReply):
+            self.ledger.receipt(event, reply)
         if isinstance(reply, ev.UpdateReply) and reply.status is ev.UpdateStatus.ACCEPTED and reply.weight:
             # Queue this before the effects: a step that they start must run after it on the compute thread.
             update = upload.payload, event.codec, reply.weight, reply.late, event.node

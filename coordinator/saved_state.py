@@ -97,7 +97,7 @@ class SavedLedger(_Saved):
     size: Count
     note: Annotated[str, Field(max_length=4096)]
     """Signed checkpoint; empty before the first leaf."""
-    leaves: list[str]
+    leaves: list[Annotated[str, Field(pattern=r"^[ -~]*\z")]]
     """Last leaves, which the file of leaves may lack."""
 
     @property

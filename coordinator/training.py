@@ -11,14 +11,15 @@ Nothing from a node is used before these checks:
 7. the codec of an update, and the size of its payload: `core.session`, `require_payload_bytes`
 8. the offset and checksum of a chunk: `Assembler` in `hypergpu.common.tensors`, with a bounded buffer from `uploads`
 9. the bytes of a payload: its codec in `hypergpu.common.codecs`
-10. finiteness and norm of an update: `engine.measure`, then `core.rounds.update_norms`; beside the others of its round,
+10. the node's signature of the bytes and figures of an update: `receipts.checked_receipt`
+11. finiteness and norm of an update: `engine.measure`, then `core.rounds.update_norms`; beside the others of its round,
     `core.rounds.suspicion`
 """
 
 import asyncio
 import dataclasses
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -50,6 +51,7 @@ from hypergpu.coordinator.core.session import (
 )
 from hypergpu.coordinator.downloads import Downloads, chosen_ranges, encoded
 from hypergpu.coordinator.engine import Engine
+from hypergpu.coordinator.receipts import checked_receipt, checkpoint_for
 from hypergpu.coordinator.uploads import Upload
 from hypergpu.protos import coordinator_pb2 as pb
 
@@ -126,7 +128,11 @@ class TrainingService:
         name = request.node_id or caller(context) or self._engine.session.free_name()
         require_caller(context, check_node_id(name))
         registration = convert.registration(request, name, peer_host(context), shown_lease(context))
+        before = self._engine.machine.members.get(name)
         self._engine.ask(registration)
+        key = registration.info.get("key", "")
+        if before is None or before.info.get("key", "") != key:
+            self._engine.ledger.append("node", self._engine.machine.round, {"node": name, "key": key})
         lease = self._leases.secret(name, registration.incarnation)
         return convert.register_reply(name, lease, self._engine, self._heartbeat_seconds)
 
@@ -137,7 +143,11 @@ class TrainingService:
         report = convert.report(request.report)
         state = convert.text(request.state, "state")
         directive = engine.ask(Heartbeat(node, request.run_id, state, request.rtt_ms, request.loaded, report))
-        return pb.HeartbeatReply(directive=_DIRECTIVES[directive], contested_by=self._leases.take_contest(node))
+        return pb.HeartbeatReply(
+            directive=_DIRECTIVES[directive],
+            contested_by=self._leases.take_contest(node),
+            ledger=checkpoint_for(engine.ledger, request.ledger_size),
+        )
 
     async def pull_work(self, request: pb.PullWorkRequest, context: Context) -> AsyncIterator[pb.WorkPart | bytes]:
         """Wait for work, and stream the work order and the parameters."""
@@ -243,7 +253,7 @@ class TrainingService:
             raise
         if header.figures_follow:
             return self._end_ahead(event, upload, stream, wanted)
-        return await self._end_stream(event, upload, stream, wanted)
+        return await self._end_stream(event, upload, stream, wanted, header)
 
     async def get_upload_progress(self, request: pb.WorkId, context: Context) -> pb.UploadProgress:
         """Return the number of bytes received of an update."""
@@ -327,7 +337,7 @@ class TrainingService:
         return _incomplete(upload)
 
     async def _end_stream(
-        self, event: ev.UpdateArrived, upload: Upload, stream: object, wanted: bool
+        self, event: ev.UpdateArrived, upload: Upload, stream: object, wanted: bool, header: pb.UpdateHeader
     ) -> pb.PushUpdateReply:
         """Return the reply to a stream: the outcome, or that others may still send chunks."""
         engine = self._engine
@@ -338,28 +348,38 @@ class TrainingService:
             return _to_proto(engine.ask(Update(dataclasses.replace(event, received_share=received))))
         if not upload.is_taken and upload.assembler.complete:
             upload.is_taken = True
-            finishing = asyncio.create_task(self._finish_upload(event, upload))
+            finishing = asyncio.create_task(self._finish_upload(event, upload, header))
             self._finishing.add(finishing)
             finishing.add_done_callback(self._on_finished)
             return await asyncio.shield(finishing)  # an update that came whole counts, even if its stream breaks now
         engine.uploads.suspend(upload, stream)
         return _incomplete(upload)
 
-    async def _finish_upload(self, event: ev.UpdateArrived, upload: Upload) -> pb.PushUpdateReply:
+    async def _finish_upload(
+        self, event: ev.UpdateArrived, upload: Upload, header: pb.UpdateHeader
+    ) -> pb.PushUpdateReply:
         engine = self._engine
         engine.uploads.detach(upload)
         try:
+            receipt = await self._receipt(header, upload)
             norm, sketch = await engine.measure(upload.payload, event.codec, event.round)
-        except ProtocolError as error:  # what arrived is not what the codec writes
+        except ProtocolError as error:  # it is not what the node has signed, or not what the codec writes
             engine.uploads.recycle(upload)
             engine.metrics.rejected.labels(type(error).__name__).inc()
             engine.ask(RejectUpdate(event, error))
             raise
         try:
-            return _to_proto(engine.accept_update(dataclasses.replace(event, norm=norm, sketch=sketch), upload))
+            whole = dataclasses.replace(event, norm=norm, sketch=sketch, receipt=receipt)
+            return _to_proto(engine.accept_update(whole, upload))
         except NonFiniteUpdate as error:
             engine.metrics.rejected.labels(type(error).__name__).inc()
             raise
+
+    async def _receipt(self, header: pb.UpdateHeader, upload: Upload) -> Mapping[str, Any]:
+        member = self._engine.machine.members.get(upload.node)
+        key = bytes.fromhex(member.info.get("key", "")) if member is not None else b""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, checked_receipt, header, upload.payload, key)
 
     def _on_finished(self, finishing: asyncio.Task[pb.PushUpdateReply]) -> None:
         self._finishing.discard(finishing)

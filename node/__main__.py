@@ -29,6 +29,7 @@ from hypergpu.common.options import (
 from hypergpu.common.rpc import check_node_id
 from hypergpu.common.tls import Tls, client_tls
 from hypergpu.common.token import find_token
+from hypergpu.node.countersigning import Countersigning
 from hypergpu.node.credentials import Credentials
 from hypergpu.node.lease_file import LeaseFile, lease_path
 from hypergpu.node.naming import own_name, replica_name
@@ -125,8 +126,9 @@ def run(options: NodeOptions) -> int:
         check_node_id(options.node_id)
     token = find_token(options.token, options.token_file, os.environ)
     name = options.node_id or (_replica() if options.replica_id else None)
-    file = LeaseFile(_lease_path(settings, name, os.environ)) if name is not None else None  # others never return
-    credentials = Credentials(name or own_name(), token, file)
+    path = _lease_path(settings, name, os.environ) if name is not None else None  # others never return
+    file, signing = (LeaseFile(path), Countersigning(path.with_suffix(""))) if path is not None else (None, None)
+    credentials = Credentials(name or own_name(), token, file, signing)
     asyncio.run(_work(settings, credentials, options.task, tls))
     return 0
 

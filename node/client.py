@@ -123,16 +123,30 @@ class CoordinatorClient:
         return self._transfers[:count]
 
     async def register(self, request: pb.RegisterRequest) -> pb.RegisterReply:
-        """Register with the run, and show the lease of the reply from now on."""
+        """Register with the run, and show the lease of the reply from now on.
+
+        Raises:
+            ForkedLedger: the ledger of the run has another key than before.
+        """
+        request.key = self._credentials.countersigning.public_key
         reply = await self._call(self._register, request)
         self._credentials.keep(reply.lease)
+        self._credentials.countersigning.begin(reply.ledger_key)
         return reply
 
     async def heartbeat(
         self, request: pb.HeartbeatRequest, timeout_seconds: float = UNARY_SECONDS
     ) -> pb.HeartbeatReply:
-        """Report that the node is alive; return the coordinator's reply, with its directive."""
-        return await self._call(self._heartbeat, request, timeout_seconds)
+        """Report that the node is alive; return the coordinator's reply, with its directive.
+
+        Raises:
+            ForkedLedger: the checkpoint in the reply does not go on from what the node has seen of the ledger.
+        """
+        request.ledger_size = self._credentials.countersigning.ledger_size
+        reply = await self._call(self._heartbeat, request, timeout_seconds)
+        if reply.directive != pb.HeartbeatReply.REGISTER_AGAIN:  # else it is not about the run that is watched
+            self._credentials.countersigning.see(reply.ledger)
+        return reply
 
     async def upload_progress(self, work: pb.WorkId) -> pb.UploadProgress:
         """Return how much of an update the coordinator holds."""
@@ -285,6 +299,10 @@ class CoordinatorClient:
         """
         payload = encoded.payload
         header = _header(work, manifest, update, encoded)
+        if update is not None:
+            sign = self._credentials.countersigning.sign
+            receipt = await asyncio.get_running_loop().run_in_executor(None, sign, header.header, payload)
+            header.header.receipt.CopyFrom(receipt)
         report = self.downloads.take_report() if update else None
         if report is not None:
             header.header.download.CopyFrom(report)

@@ -1,7 +1,8 @@
-"""Credentials of a node: its name, the join token, and the secret of its lease."""
+"""Credentials of a node: its name, the join token, the secret of its lease, and the key of its receipts."""
 
 from hypergpu.common.rpc import metadata_for
 from hypergpu.common.token import TokenSource
+from hypergpu.node.countersigning import Countersigning
 from hypergpu.node.lease_file import LeaseFile
 
 
@@ -12,10 +13,18 @@ class Credentials:
         node_id: name of the node.
         tokens: join tokens; the first is shown.
         file: where the secret of the lease is kept for the next process of the node; None: nowhere.
+        countersigning: signs the receipts of the node, and watches the ledger; None: with a key of this process.
     """
 
-    def __init__(self, node_id: str, tokens: TokenSource | None = None, file: LeaseFile | None = None) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        tokens: TokenSource | None = None,
+        file: LeaseFile | None = None,
+        countersigning: Countersigning | None = None,
+    ) -> None:
         self.node_id = node_id
+        self.countersigning = countersigning or Countersigning()
         self._tokens, self._file = tokens or TokenSource(), file
         self._lease = ""
 

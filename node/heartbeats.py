@@ -6,7 +6,7 @@ from collections.abc import Callable
 import structlog
 
 from hypergpu.common.background import PeriodicTask
-from hypergpu.common.errors import HyperGPUError, NotFound
+from hypergpu.common.errors import ForkedLedger, HyperGPUError, NotFound
 from hypergpu.node.client import CoordinatorClient, Work
 from hypergpu.node.core import events as ev
 from hypergpu.node.core.lifecycle import LifeCycle
@@ -83,6 +83,10 @@ class HeartbeatLoop:
         try:
             timeout = heartbeat_timeout_seconds(self.interval_seconds)
             reply = await self._client.heartbeat(request, timeout_seconds=timeout)
+        except ForkedLedger as error:
+            log.error("the ledger of the coordinator was forked", seen=error.seen, now=error.now)
+            self._on_event(ev.Distrusted(error))
+            return
         except HyperGPUError as error:
             log.debug("a heartbeat failed", detail=str(error))
             self._metrics.record_network_event(None, success=False)

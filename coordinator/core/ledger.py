@@ -84,6 +84,12 @@ class Ledger:
             elif isinstance(effect, ev.Finish):
                 self.append("end", round_number, {"reason": str(effect.reason), "detail": effect.detail})
 
+    def receipt(self, update: ev.UpdateArrived, reply: ev.UpdateReply) -> None:
+        """Add a leaf for an update with a receipt and its outcome; a duplicate has one already."""
+        if update.receipt is not None and reply.status is not ev.UpdateStatus.DUPLICATE:
+            outcome = {"outcome": str(reply.status), "weight": reply.weight, "staleness": reply.staleness}
+            self.append("receipt", update.round, {**update.receipt, **outcome})
+
     def seal(self) -> list[str]:
         """Let the leaves that wait enter the log, sign its root, and return them as lines of the file of leaves."""
         lines, self._waiting = self._waiting, []

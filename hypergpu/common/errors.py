@@ -15,6 +15,7 @@
       NotAuthenticated
         PermissionDenied
       NameInUse
+      ForkedLedger
       StaleWork
       Unavailable
       DeadlineExceeded
@@ -114,6 +115,14 @@ class PermissionDenied(NotAuthenticated):
 
 class NameInUse(HyperGPUError):
     """A node's name that another process has now: ALREADY_EXISTS. It is free when the other one has gone."""
+
+
+class ForkedLedger(HyperGPUError):
+    """A ledger that does not go on from what was seen of it; carries both checkpoints."""
+
+    def __init__(self, message: str, seen: str = "", now: str = "") -> None:
+        self.seen, self.now = seen, now
+        super().__init__(message)
 
 
 class StaleWork(HyperGPUError):

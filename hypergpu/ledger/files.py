@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from hypergpu.common import strict_json
 from hypergpu.common.errors import ConfigError, CorruptData
-from hypergpu.common.files import read_bytes, read_text, shown
+from hypergpu.common.files import read_text, shown
 from hypergpu.common.merkle import HASH_BYTES, MerkleTree, leaf_hash
 from hypergpu.common.signed_note import MAX_KEY_BYTES, VerifierKey, decoded, verifier_key
 from hypergpu.coordinator.ledger_files import CHECKPOINTS, KEY, LEAVES
@@ -64,7 +64,7 @@ class LedgerFiles:
         Raises:
             CorruptData: The last one is not whole.
         """
-        return self._lines(LEAVES)
+        return self.lines(LEAVES)
 
     def checkpoints(self) -> Iterator[CheckpointLine]:
         """Yield the lines of ledger.checkpoints.
@@ -72,7 +72,7 @@ class LedgerFiles:
         Raises:
             CorruptData: A line is none; the message names it.
         """
-        for number, line in enumerate(self._lines(CHECKPOINTS), 1):
+        for number, line in enumerate(self.lines(CHECKPOINTS), 1):
             try:
                 yield _checkpoint(number, line)
             except ValueError as error:
@@ -93,8 +93,29 @@ class LedgerFiles:
             raise CorruptData("the ledger has no checkpoint yet: the first is made when a round has closed")
         return lines[-1].note
 
-    def _lines(self, name: str) -> list[bytes]:
-        *lines, rest = read_bytes(self.directory / name, MAX_BYTES).split(b"\n")
+    def _read(self, name: str) -> bytes:
+        """Return what a file holds now; it may grow meanwhile."""
+        file = self.directory / name
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise ConfigError(f"cannot read {shown(file)}: {error.strerror}") from error
+        if size > MAX_BYTES:
+            raise ConfigError(f"cannot read {shown(file)}: larger than {MAX_BYTES:,} bytes")
+        try:
+            with file.open("rb") as opened:
+                return opened.read(size)
+        except OSError as error:
+            raise ConfigError(f"cannot read {shown(file)}: {error.strerror}") from error
+
+    def lines(self, name: str) -> list[bytes]:
+        """Return the lines of a file.
+
+        Raises:
+            CorruptData: The last one is not whole.
+            ConfigError: It cannot be read.
+        """
+        *lines, rest = self._read(name).split(b"\n")
         if rest and not self.is_live:
             raise CorruptData(f"line {len(lines) + 1} is not whole")
         return lines

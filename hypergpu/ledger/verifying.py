@@ -13,9 +13,11 @@ from hypergpu.common.signed_note import VerifierKey
 from hypergpu.coordinator.ledger_files import CHECKPOINTS, KEY, LEAVES
 from hypergpu.coordinator.run_lock import is_written
 from hypergpu.ledger.files import CheckpointLine, LedgerFiles
+from hypergpu.ledger.receipts import NODE, RECEIPT, ReceiptChecks
 
 ROUNDS: Final = "rounds.jsonl"
 _ROUND: Final = b'"kind":"round"'
+_COUNTS: Final = ("leaves", "signed", "checkpoints", "rounds", "receipts", "unsigned")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class Verdict:
     """Number of leaves that are in a valid checkpoint."""
     checkpoints: int = 0
     rounds: int = 0
+    receipts: int = 0
+    """Number of receipts that a node has signed."""
+    unsigned: int = 0
+    """Number of receipts of nodes without a key."""
     is_live: bool = False
     """A coordinator writes to the run: what it has not signed yet is no fault."""
     faults: list[Fault] = field(default_factory=list)
@@ -53,7 +59,7 @@ class Verdict:
     def as_json(self) -> dict[str, Any]:
         """Return the result as JSON."""
         faults = [{"file": each.file, "line": each.line, "text": each.text} for each in self.faults]
-        counts = {name: getattr(self, name) for name in ("leaves", "signed", "checkpoints", "rounds")}
+        counts = {name: getattr(self, name) for name in _COUNTS}
         return {"origin": self.origin, **counts, "valid": not faults, "faults": faults}
 
 
@@ -76,11 +82,13 @@ def verify(directory: Path, key: VerifierKey | None = None) -> Verdict:
     if key is None:
         return verdict
     verdict.origin = key.name
-    expected = _signed_hashes(files, key, verdict)
+    expected, tree = _signed_hashes(files, key, verdict)
     leaves = _leaves(files, verdict)
     _compare(leaves, expected, verdict)
     if not verdict.faults:
-        _compare_rounds(directory / ROUNDS, leaves[: verdict.signed], verdict)
+        signed = leaves[: verdict.signed]
+        _compare_rounds(files, signed, verdict)
+        _check_receipts(signed, tree, verdict)
     return verdict
 
 
@@ -92,8 +100,8 @@ def _key(files: LedgerFiles, verdict: Verdict) -> VerifierKey | None:
         return None
 
 
-def _signed_hashes(files: LedgerFiles, key: VerifierKey, verdict: Verdict) -> list[bytes]:
-    """Return the hashes of the leaves that valid checkpoints sign."""
+def _signed_hashes(files: LedgerFiles, key: VerifierKey, verdict: Verdict) -> tuple[list[bytes], MerkleTree]:
+    """Return the hashes of the leaves that valid checkpoints sign, and their tree."""
     tree, hashes = MerkleTree(), list[bytes]()
     try:
         for line in files.checkpoints():
@@ -106,7 +114,7 @@ def _signed_hashes(files: LedgerFiles, key: VerifierKey, verdict: Verdict) -> li
     except (CorruptData, ConfigError) as error:
         verdict.fault(CHECKPOINTS, 0, str(error))
     verdict.signed = len(hashes)
-    return hashes
+    return hashes, tree
 
 
 def _checkpoint_fault(line: CheckpointLine, key: VerifierKey, tree: MerkleTree) -> str:
@@ -185,17 +193,34 @@ def of_kind(leaves: Sequence[bytes], mark: bytes) -> Iterator[tuple[int, Mapping
     """Yield the leaves that have a mark, with their places from 0."""
     for index, leaf in enumerate(leaves):
         if mark in leaf:
-            yield index, strict_json.parse_object(leaf)
+            try:
+                yield index, strict_json.parse_object(leaf)
+            except ValueError:  # no coordinator writes that; what it commits to is not this
+                continue
 
 
-def _compare_rounds(file: Path, leaves: Sequence[bytes], verdict: Verdict) -> None:
+def _check_receipts(leaves: Sequence[bytes], tree: MerkleTree, verdict: Verdict) -> None:
+    """Check the receipts, and find the first that is not as its node signed it."""
+    checks = ReceiptChecks(tree)
+    found = sorted([*of_kind(leaves, NODE), *of_kind(leaves, RECEIPT)], key=lambda each: each[0])
+    faults = list(checks.faults(found))
+    if faults:
+        index, text = faults[0]
+        verdict.fault(LEAVES, index + 1, text)
+    verdict.receipts, verdict.unsigned = checks.signed, checks.unsigned
+
+
+def _compare_rounds(files: LedgerFiles, leaves: Sequence[bytes], verdict: Verdict) -> None:
     """Hold rounds.jsonl against the leaves of the rounds."""
-    signed = {leaf["round"]: leaf["row"] for _, leaf in of_kind(leaves, _ROUND) if leaf["kind"] == "round"}
+    found = (leaf for _, leaf in of_kind(leaves, _ROUND) if leaf.get("kind") == "round")
+    signed = {leaf["round"]: leaf.get("row") for leaf in found if isinstance(leaf.get("round"), int)}
     verdict.rounds, first, last = len(signed), min(signed, default=0), max(signed, default=0)
-    if not file.exists():
-        verdict.fault(ROUNDS, 0, "it is missing")
+    try:
+        lines = files.lines(ROUNDS)
+    except (CorruptData, ConfigError) as error:
+        verdict.fault(ROUNDS, 0, str(error))
         return
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         try:
             row = strict_json.parse_object(line).get("round")
         except ValueError:

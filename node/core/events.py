@@ -119,6 +119,13 @@ class RunFinished:
 
 
 @message
+class Distrusted:
+    """The coordinator has shown that its record cannot be trusted: the node works for it no more."""
+
+    error: Exception
+
+
+@message
 class StopRequested:
     """The process was asked to stop, by a signal for example."""
 
@@ -151,6 +158,7 @@ Event = (
     | RegistrationRequested
     | AbandonRequested[Work]
     | RunFinished
+    | Distrusted
     | StopRequested
     | GraceExpired
     | Left

@@ -6,6 +6,7 @@ from typing import Final
 from hypergpu.common.errors import (
     CorruptData,
     DeadlineExceeded,
+    ForkedLedger,
     HyperGPUError,
     NameInUse,
     NotAuthenticated,
@@ -49,7 +50,7 @@ def failure_of(error: Exception, state: State, *, has_joined: bool) -> Failure: 
             return Failure.BAD_WORK  # training makes no call: an Unavailable here comes from the node's own data
         case _ if isinstance(error, RETRYABLE):
             return Failure.TRANSIENT
-        case NotAuthenticated():
+        case NotAuthenticated() | ForkedLedger():
             return Failure.FATAL
         case TlsError():
             # A handshake that has succeeded before fails while the coordinator's certificate is being replaced.

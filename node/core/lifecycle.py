@@ -18,6 +18,7 @@ from hypergpu.node.core.events import (
     AwaitNextRun,
     BackOff,
     BackoffExpired,
+    Distrusted,
     Effect,
     Event,
     Exit,
@@ -202,6 +203,10 @@ class LifeCycle(Generic[Work]):
         self._idle()
         return [AwaitNextRun(event.reason)]
 
+    def _on_distrusted(self, event: Distrusted) -> list[Effect[Work]]:
+        self._exit_error = event.error
+        return self._leave(f"{type(event.error).__name__}: {event.error}"[:MAX_REASON_LENGTH])
+
     def _on_stop_requested(self, event: StopRequested) -> list[Effect[Work]]:
         if self._stopping:
             return []
@@ -277,6 +282,7 @@ _HANDLERS: Final[dict[type, Callable[[Any, Any], list[Any]]]] = {
     RegistrationRequested: LifeCycle._on_registration_requested,
     AbandonRequested: LifeCycle._on_abandon_requested,
     RunFinished: LifeCycle._on_run_finished,
+    Distrusted: LifeCycle._on_distrusted,
     StopRequested: LifeCycle._on_stop_requested,
     GraceExpired: LifeCycle._on_grace_expired,
     Left: LifeCycle._on_left,

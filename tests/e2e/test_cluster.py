@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from hypergpu.ledger.verifying import verify
 from hypergpu.tasks import build, load_task
 from hypergpu.tasks.partition import ShardOrder, partition
 from hypergpu.tasks.samples import count, fetch
@@ -188,6 +189,9 @@ def test_a_coordinator_that_was_killed_or_restarted_resumes_with_its_nodes(clust
     summary = cluster.summary()
     assert summary["final_accuracy"] >= 0.95
     assert summary["nodes"]["node_1"]["rounds_contributed"] >= 38
+    verdict = verify(cluster.out)
+    assert (verdict.faults, verdict.rounds, verdict.unsigned) == ([], 40, 0)
+    assert verdict.receipts >= 38
 
 
 def test_an_interrupt_leaves_the_run_readable(cluster: Cluster) -> None:

@@ -5,6 +5,7 @@ listed as one that reads nothing from outside.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import DecodeError, Message
 
 from hypergpu.common import strict_json, wire
@@ -27,7 +27,7 @@ from hypergpu.common.http_messages import parse_head
 from hypergpu.common.latest import find_run
 from hypergpu.common.metric import ACCURACY
 from hypergpu.common.roles import KINDS, Role
-from hypergpu.common.signed_note import Signer, unverified, verifier_key
+from hypergpu.common.signed_note import unverified, verifier_key
 from hypergpu.common.tensors import Assembler, Chunk, chunks
 from hypergpu.common.text import parse_size
 from hypergpu.common.tls import read_authority, read_pair
@@ -40,6 +40,8 @@ from hypergpu.coordinator.page.record_files import Place, read_piece
 from hypergpu.demo import read_summary
 from hypergpu.export import export_model
 from hypergpu.ledger.files import read_key
+from hypergpu.ledger.proofs import check, prove
+from hypergpu.ledger.verifying import verify
 from hypergpu.netsim_proxy.api import convert as netsim_convert
 from hypergpu.netsim_proxy.config import proxy_file, scenario_file
 from hypergpu.netsim_proxy.config.link_map_file import parse_link_map
@@ -53,6 +55,7 @@ from hypergpu.netsim_proxy.relay.http2 import Http2Error, frames, increment_of, 
 from hypergpu.node import calibration, lease_file, naming
 from hypergpu.node.client import _assembler_of, missing_of
 from hypergpu.node.core.held_parameters import HeldParameters
+from hypergpu.node.core.witness import Witness
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import netsim_pb2 as net
 from hypergpu.report.page import page
@@ -91,6 +94,7 @@ from tests.fuzz.samples import (
     TRACE,
     WORK,
 )
+from tests.hypergpu.ledger_runs import ANNOUNCED, SIGNER, receipt, write_run
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 _FOLDER: Final = TemporaryDirectory(prefix="hypergpu-fuzz-")
@@ -270,10 +274,34 @@ def _pair(data: bytes) -> object:
     return read_pair(certificate, key)
 
 
+def _see(shown: pb.LedgerCheckpoint) -> bool:
+    """See a checkpoint as a node that has seen three leaves."""
+    witness = Witness()
+    witness.begin(str(SIGNER.verifier))
+    witness.see(SIGNER.sign(3, _LEDGER._tree.root(3)), [])
+    return witness.see(shown.note, shown.proof)
+
+
+def _ledger_file(name: str) -> Decoder:
+    """Return the verification of a ledger in which a file holds these bytes."""
+    folder = Path(_FOLDER.name) / f"ledger-{name}"
+    shutil.copytree(_LEDGER_RUN, folder)
+    valid = (folder / name).read_bytes()
+
+    def verified(data: bytes) -> bool:
+        (folder / name).write_bytes(data)
+        faults = verify(folder).faults
+        assert faults or data == valid, "a change was not found"
+        return not faults
+
+    return Decoder(verified, [valid])
+
+
+_LEDGER_RUN: Final = Path(_FOLDER.name) / "ledger"
+_LEDGER: Final = write_run(_LEDGER_RUN, [[ANNOUNCED, receipt(1)], [receipt(2)]])
 _CA, _SERVER, _SERVER_KEY = _certificates()
 _SAVED, _MODEL = _model()
-_SIGNER = Signer("hypergpu/0123456789ab", Ed25519PrivateKey.from_private_bytes(b"k" * 32))
-_NOTE_KEY, _NOTE = str(_SIGNER.verifier), _SIGNER.sign(5, b"h" * 32)
+_NOTE_KEY, _NOTE = str(SIGNER.verifier), SIGNER.sign(5, b"h" * 32)
 _KEY = {"model": "x"}
 _TIMES = json.dumps({"format": 1, "key": _KEY, "times": {"seconds_per_step": 0.01, "seconds_per_sample": 1e-4}})
 _CALIBRATION = json.dumps({**json.loads(_TIMES), "format": calibration._FORMAT})
@@ -307,6 +335,9 @@ DECODERS: Final[Mapping[str, Decoder]] = {
         pb.UploadProgress,
         lambda progress: missing_of(progress, 64),
         pb.UploadProgress(next_offset=8, missing=[pb.ByteRange(start=8, end=64)]),
+    ),
+    "node.core.witness.see": _messages(
+        pb.LedgerCheckpoint, _see, pb.LedgerCheckpoint(note=_LEDGER.published.note, proof=_LEDGER.consistency(3))
     ),
     # -- messages to the proxy, and what it relays
     "netsim_proxy.api.convert.event_from_proto": _messages(net.Event, netsim_convert.event_from_proto, EVENT),
@@ -365,7 +396,11 @@ DECODERS: Final[Mapping[str, Decoder]] = {
     "common.tls.read_authority": Decoder(of_file(read_authority), [_CA]),
     "common.tls.read_pair": Decoder(_pair, [_SERVER + _SERVER_KEY]),
     "common.latest.find_run": Decoder(of_file(find_run, "latest"), [b"20260101-run"]),
+    "ledger.proofs.check": _texts(lambda text: check(text, SIGNER.verifier), prove(_LEDGER_RUN, "node_1", 2)),
     # -- files of the programs themselves, which may be damaged or edited
+    "ledger.verifying.leaves": _ledger_file("ledger.jsonl"),
+    "ledger.verifying.checkpoints": _ledger_file("ledger.checkpoints"),
+    "ledger.verifying.rounds": _ledger_file("rounds.jsonl"),
     "node.lease_file.read": Decoder(of_file(_lease, "lease"), [b"abc.def"]),
     "node.calibration._parsed": Decoder(
         lambda data: calibration._parsed(data, _KEY), [_CALIBRATION.encode()], (HyperGPUError, ValueError, KeyError)

@@ -7,7 +7,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from hypergpu.common.signed_note import Signer
+from hypergpu.common.receipt import Receipt
+from hypergpu.common.signed_note import Signer, public_bytes
 from hypergpu.coordinator.core.ledger import Ledger
 from hypergpu.coordinator.run_records import line_of
 
@@ -46,3 +47,16 @@ def decisions(rounds: int, each: int) -> list[list[Leaf]]:
         ]
         for _ in range(rounds)
     ]
+
+
+NODE_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
+ANNOUNCED: Leaf = ("node", {"node": "node_1", "key": public_bytes(NODE_KEY).hex()})
+
+
+def receipt(
+    round_number: int, key: Ed25519PrivateKey = NODE_KEY, seen: tuple[int, str] = (0, ""), **changed: Any
+) -> Leaf:
+    """Leaf of a receipt; `changed` is changed after it was signed."""
+    signed = Receipt("run-1", round_number, "node_1", 1, "ab" * 32, 640, 0.25, 0.5, None, *seen)
+    leaf = signed.leaf(public_bytes(key), signed.sign(key))
+    return "receipt", {**leaf, "outcome": "accepted", "weight": 640, "staleness": 0, **changed}

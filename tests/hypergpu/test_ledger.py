@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from hypergpu.common.errors import CorruptData, InvalidInput
 from hypergpu.common.signed_note import Signer
 from hypergpu.coordinator.run_lock import RunLock, is_written
+from hypergpu.ledger.proofs import check, prove
 from hypergpu.ledger.verifying import Verdict, verify
-from tests.hypergpu.ledger_runs import SIGNER, decisions, write_run
+from tests.hypergpu.ledger_runs import ANNOUNCED, SIGNER, Leaf, decisions, receipt, write_run
 
 ROUNDS, EACH = 500, 19
 """10,000 leaves."""
@@ -104,6 +106,8 @@ def test_every_changed_byte_of_a_small_ledger_is_found(small: Path) -> None:
         for place in range(0, len(data), 13):
             (small / name).write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
             assert verify(small).faults, f"byte {place} of {name}"
+        (small / name).write_bytes(data.replace(b"\n", b"\r", 1))
+        assert verify(small).faults, f"another end of a line of {name}"
         (small / name).write_bytes(data)
     assert not verify(small).faults
 
@@ -169,3 +173,71 @@ def test_what_a_coordinator_that_runs_has_not_signed_yet_is_no_fault(small: Path
         (small / "ledger.jsonl").write_text(leaves[:-20])
         assert verify(small).faults, "what is signed cannot be missing"
     assert not is_written(small)
+
+
+# ---------------------------------------------------------------- receipts
+
+
+def receipts_of(directory: Path, *rounds: list[Leaf]) -> Verdict:
+    write_run(directory, rounds)
+    return verify(directory)
+
+
+def test_receipts_are_signed_by_the_key_that_their_node_announced(tmp_path: Path) -> None:
+    verdict = receipts_of(tmp_path / "good", [ANNOUNCED, receipt(1)], [receipt(2)])
+    assert (verdict.faults, verdict.receipts, verdict.unsigned) == ([], 2, 0)
+    other = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    faults = {
+        "is not signed by the node": [[ANNOUNCED, receipt(1, loss=0.5)]],
+        "has another key than the node has announced": [[ANNOUNCED, receipt(1, other)]],
+        "was accepted twice": [[ANNOUNCED, receipt(1), receipt(1)]],
+        "is none, although it is signed by the coordinator": [[("node", {"node": "node_1", "key": "?"})]],
+    }
+    for number, (text, rounds) in enumerate(faults.items()):
+        (fault,) = receipts_of(tmp_path / str(number), *rounds).faults
+        assert (fault.file, text in fault.text) == ("ledger.jsonl", True), fault
+
+
+def test_a_receipt_tells_that_its_node_was_shown_another_ledger(tmp_path: Path) -> None:
+    ledger = write_run(tmp_path / "first", [[ANNOUNCED]])
+    note = ledger.published.note
+    seen = (2, note.split("\n")[2])
+    assert receipts_of(tmp_path / "same", [ANNOUNCED], [receipt(2, seen=seen)]).faults == []
+    (fault,) = receipts_of(tmp_path / "other", [("decision", {}), ANNOUNCED], [receipt(2, seen=seen)]).faults
+    assert "names a ledger of 2 leaves with the root" in fault.text
+    assert fault.text.endswith("it was forked")
+
+
+# ---------------------------------------------------------------- proofs
+
+
+@pytest.fixture(scope="module")
+def with_receipts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("receipts")
+    write_run(path, [[ANNOUNCED], *([*rest, receipt(2 + number)] for number, rest in enumerate(decisions(40, 20)))])
+    return path
+
+
+def test_a_proof_needs_no_run_and_is_small(with_receipts: Path) -> None:
+    proof = prove(with_receipts, "node_1", 20)
+    proven = check(proof, SIGNER.verifier)
+    assert (proven.leaf["node"], proven.leaf["round"], proven.is_signed_by_node) == ("node_1", 20, True)
+    without_leaf = "\n".join(line for line in proof.split("\n") if not line.startswith("extra "))
+    assert len(without_leaf.encode()) < 1024
+
+
+def test_no_changed_proof_is_accepted(with_receipts: Path) -> None:
+    proof = prove(with_receipts, "node_1", 20).encode()
+    for place in range(0, len(proof), 7):
+        changed = proof[:place] + bytes([proof[place] ^ 1]) + proof[place + 1 :]
+        with pytest.raises(CorruptData):
+            check(changed.decode(errors="replace"), SIGNER.verifier)
+    stranger = Signer(SIGNER.verifier.name, Ed25519PrivateKey.from_private_bytes(bytes(32)))
+    with pytest.raises(CorruptData, match="is not signed by the key"):
+        check(proof.decode(), stranger.verifier)
+
+
+def test_what_is_not_in_the_ledger_is_not_proven(with_receipts: Path) -> None:
+    for node, number in (("node_2", 20), ("node_1", 1)):
+        with pytest.raises(InvalidInput, match="the ledger has no receipt of"):
+            prove(with_receipts, node, number)

@@ -10,11 +10,13 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import nn
 
 from hypergpu.common.codecs import PayloadFormat, find_codec
 from hypergpu.common.config import NodeConfig, SystemConfig
 from hypergpu.common.rpc import SERVER_OPTIONS, bind
+from hypergpu.common.signed_note import Signer
 from hypergpu.common.tensors import Assembler, Chunk, chunks
 from hypergpu.common.wire import decode_update_part, encode_part, encoding_to_proto, manifest_to_proto
 from hypergpu.node.agent import Agent
@@ -24,6 +26,7 @@ from hypergpu.node.worker import Worker
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.tasks import FlatModel, Task, build
 
+LEDGER = Signer("hypergpu/0123456789ab", Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -56,6 +59,13 @@ class FakeCoordinator:
     states: list[str] = field(default_factory=list)
     fail: list[tuple[str, grpc.StatusCode]] = field(default_factory=list)
     """Calls that fail, once each, by name."""
+    ledger: Signer = LEDGER
+    """Key of its ledger."""
+    checkpoints: list[pb.LedgerCheckpoint] = field(default_factory=list)
+    """What the next heartbeats are shown of the ledger; nothing after the last."""
+    ledger_sizes: list[int] = field(default_factory=list)
+    """What heartbeats said that the node has seen of the ledger."""
+    headers: list[pb.UpdateHeader] = field(default_factory=list)
     stays: bool = False
     """Whether the node is to wait for another run when this one is over."""
     keep_open: bool = False
@@ -124,6 +134,7 @@ class FakeCoordinator:
             heartbeat_seconds=0.05,
             manifest=manifest_to_proto(self.model.manifest),
             identity=self.identity,
+            ledger_key=str(self.ledger.verifier),
         )
 
     async def heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatReply:
@@ -131,7 +142,9 @@ class FakeCoordinator:
         assert len(request.report) <= 1024
         self.states.append(request.state)
         directive = self.directives.pop(0) if self.directives else pb.HeartbeatReply.CONTINUE
-        return pb.HeartbeatReply(directive=directive)  # type: ignore[arg-type]  # an int is what it is
+        self.ledger_sizes.append(request.ledger_size)
+        shown = self.checkpoints.pop(0) if self.checkpoints else pb.LedgerCheckpoint()
+        return pb.HeartbeatReply(directive=directive, ledger=shown)  # type: ignore[arg-type]  # an int is what it is
 
     async def pull(self, request: pb.PullWorkRequest, context: Context) -> AsyncIterator[pb.WorkPart | Chunk]:
         await self._begin("PullWork", context)
@@ -164,6 +177,7 @@ class FakeCoordinator:
         async for part in request:
             if not isinstance(part, Chunk):
                 key = (part.header.work.round, part.header.work.attempt)
+                self.headers.append(part.header)
                 if key in self.applied:
                     return pb.PushUpdateReply(outcome=pb.PushUpdateReply.DUPLICATE)
                 form = self.form(part.header.encoding.codec)

@@ -136,6 +136,8 @@ class UpdateArrived:
     """Sketch of the update; None = not measured."""
     received_share: float = 1.0
     """Share of its payload that was received; below 1 if its round had closed before."""
+    receipt: Mapping[str, Any] | None = field(default=None, compare=False)
+    """Receipt for the ledger; None where updates do not travel, and of one that did not arrive whole."""
 
 
 @message

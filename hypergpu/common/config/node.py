@@ -43,7 +43,8 @@ class NodeConfig(ConfigSection):
     """Figures of the samples that this node alone holds (`training.partition=local`) which it sends to the coordinator:
     their `count`, their count in each of the `classes`, or neither. Samples themselves never leave a node."""
     state_dir: Path | None = None
-    """Directory that keeps the secret of a named node's lease, with which its next process joins at once; by default
+    """Directory that keeps the key of a named node, the last checkpoint of the ledger that it has seen, and the secret
+    of its lease, with which its next process joins at once; by default
     hypergpu/leases in $XDG_STATE_HOME or ~/.local/state. Without one, a node that was killed waits for the end of its
     lease."""
     grace_seconds: Seconds = 10.0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.hypergpu.conftest import Cli
-from tests.hypergpu.ledger_runs import SIGNER, decisions, write_run
+from tests.hypergpu.ledger_runs import ANNOUNCED, SIGNER, decisions, receipt, write_run
 
 
 @pytest.fixture
@@ -22,7 +22,10 @@ def note_of(run: Path, line: int) -> str:
 
 def test_a_valid_ledger(cli: Cli, run: Path, tmp_path: Path) -> None:
     result = cli("ledger", "verify", str(run))
-    assert (result.code, result.out) == (0, "hypergpu/0123456789ab: 16 leaves and 4 rounds, all signed\n")
+    assert (result.code, result.out) == (
+        0,
+        "hypergpu/0123456789ab: 16 leaves and 4 rounds, all signed; 0 receipts signed by their nodes\n",
+    )
     (tmp_path / "key").write_text(f"{SIGNER.verifier}\n")
     for key in (str(tmp_path / "key"), str(SIGNER.verifier)):
         found = json.loads(cli("ledger", "verify", str(run), "--key", key, "--json").out)
@@ -76,5 +79,26 @@ def test_a_ledger_that_was_forked_or_taken_back_ends_with_1(cli: Cli, run: Path,
 def test_a_kept_checkpoint_of_another_ledger_is_refused(cli: Cli, run: Path, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text(note_of(run, 1).replace("0123456789ab", "ffffffffffff"))
     result = cli("ledger", "consistency", str(run), str(tmp_path / "kept"))
-    assert result.code != 0
-    assert "is not signed by the key" in result.err
+    assert result.code == 1
+    assert "is not signed by the key" in result.out
+
+
+def test_a_receipt_is_proven_and_checked_without_the_run(cli: Cli, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [[ANNOUNCED, receipt(1)], [receipt(2)]])
+    result = cli("ledger", "prove", str(tmp_path / "run"), "node_1", "2", "--out", str(tmp_path / "proof"))
+    assert result.code == 0
+    assert cli("ledger", "prove", str(tmp_path / "run"), "node_1", "2").out == (tmp_path / "proof").read_text()
+    checked = cli("ledger", "check", str(tmp_path / "proof"), "--key", str(SIGNER.verifier))
+    assert checked.code == 0
+    said = "leaf 4 of 5 in hypergpu/0123456789ab: receipt of node_1 for round 2, signed by the node: "
+    assert checked.out.startswith(said)
+    found = json.loads(cli("ledger", "check", str(tmp_path / "proof"), "--key", str(SIGNER.verifier), "--json").out)
+    assert (found["index"], found["size"], found["leaf"]["round"], found["is_signed_by_node"]) == (3, 5, 2, True)
+    (tmp_path / "proof").write_text("nothing")
+    result = cli("ledger", "check", str(tmp_path / "proof"), "--key", str(SIGNER.verifier))
+    assert result.code == 1
+    assert "this is no proof" in result.out
+    result = cli("ledger", "prove", str(tmp_path / "run"), "node_9", "2")
+    assert (result.code, "has no receipt of 'node_9' for round 2" in result.err) == (2, True)
+    result = cli("ledger", "prove", str(tmp_path / "run"), "node_1", "2", "--out", str(tmp_path / "none" / "x"))
+    assert "cannot write" in result.err
