@@ -15,7 +15,7 @@ from hypergpu.common import strict_json
 from hypergpu.common.signed_note import is_signed
 
 _CONTEXT: Final = b"hypergpu receipt 1\n"
-"""What a signature begins with: a node's key signs nothing else that could pass for a receipt."""
+"""Beginning of what is signed: a node's key signs nothing else that could pass for a receipt."""
 
 
 @dataclass(frozen=True, slots=True)

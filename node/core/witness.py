@@ -12,7 +12,7 @@ MOST_MISSED: Final = 2
 
 
 class Witness:
-    """What a node has seen of the ledger of its run.
+    """View that a node has of the ledger of its run.
 
     Args:
         note: Checkpoint that an earlier process of the node has seen; empty if there is none.
