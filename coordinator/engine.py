@@ -53,6 +53,8 @@ _WARNING_EVENTS = frozenset(
 )
 """Kinds of run events that are logged as warnings."""
 _NODES_FILE_SECONDS = 2.0
+MOST_WAITING_LEAVES = 1000
+"""Leaves of the ledger that wait in memory for the end of a round, which may be far."""
 _FAILURES = frozenset({ev.FinishReason.FAILED, ev.FinishReason.DIVERGED})
 
 
@@ -315,6 +317,9 @@ class Engine:
     async def retry(self) -> None:
         """Retry failed writes; called every few seconds."""
         await self._records.retry()
+        self.ledger.saved(self._records.saved_leaves)
+        if self.ledger.waiting > MOST_WAITING_LEAVES:
+            self._seal()
         if self._durability.unsaved:
             await self._save_results()
 

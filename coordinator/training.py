@@ -128,11 +128,7 @@ class TrainingService:
         name = request.node_id or caller(context) or self._engine.session.free_name()
         require_caller(context, check_node_id(name))
         registration = convert.registration(request, name, peer_host(context), shown_lease(context))
-        before = self._engine.machine.members.get(name)
         self._engine.ask(registration)
-        key = registration.info.get("key", "")
-        if before is None or before.info.get("key", "") != key:
-            self._engine.ledger.append("node", self._engine.machine.round, {"node": name, "key": key})
         lease = self._leases.secret(name, registration.incarnation)
         return convert.register_reply(name, lease, self._engine, self._heartbeat_seconds)
 

@@ -21,6 +21,8 @@ from hypergpu.coordinator.core.rounds import events as ev
 
 ORIGIN: Final = "hypergpu/"
 """Beginning of the origins of all ledgers."""
+_MOST_PROOFS: Final = 1024
+"""Proofs that are kept: nodes have seen few sizes of one log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,10 @@ class Ledger:
     ) -> None:
         self._signer, self._tree = signer, tree or MerkleTree()
         self._waiting: list[str] = []
+        self._keys: dict[str, str] = {}
+        """Keys of the nodes' receipts, as they are on record since this process began."""
+        self._proofs: dict[int, list[bytes]] = {}
+        """Proofs that the published log goes on from earlier sizes."""
         self._unsaved = deque(unsaved)
         self._seals = deque([Seal(self._tree.size, note)])
         """The published checkpoint, and those that are signed but not published."""
@@ -59,6 +65,11 @@ class Ledger:
     def size(self) -> int:
         """Number of sealed leaves."""
         return self._tree.size
+
+    @property
+    def waiting(self) -> int:
+        """Number of leaves that wait for the next `seal`."""
+        return len(self._waiting)
 
     @property
     def published(self) -> Seal:
@@ -87,6 +98,9 @@ class Ledger:
     def receipt(self, update: ev.UpdateArrived, reply: ev.UpdateReply) -> None:
         """Add a leaf for an update with a receipt and its outcome; a duplicate has one already."""
         if update.receipt is not None and reply.status is not ev.UpdateStatus.DUPLICATE:
+            if self._keys.get(update.node) != update.receipt["key"]:  # with its first receipt: a flood leaves nothing
+                self._keys[update.node] = update.receipt["key"]
+                self.append("node", update.round, {"node": update.node, "key": update.receipt["key"]})
             outcome = {"outcome": str(reply.status), "weight": reply.weight, "staleness": reply.staleness}
             self.append("receipt", update.round, {**update.receipt, **outcome})
 
@@ -123,12 +137,20 @@ class Ledger:
         while len(self._seals) > 1 and self._seals[1].size <= size:
             self._seals.popleft()
         now = self.published
+        if now.size > before:
+            self._proofs.clear()
         return checkpoint_row(self._tree, before, now.size, now.note) if now.size > before else None
 
     def consistency(self, seen: int) -> list[bytes]:
         """Return the proof that the published log begins with the leaves that a node has seen; none if it does not."""
         size = self.published.size
-        return self._tree.consistency(seen, size) if 0 < seen < size else []
+        if not 0 < seen < size:
+            return []
+        if seen not in self._proofs:
+            if len(self._proofs) >= _MOST_PROOFS:
+                self._proofs.clear()
+            self._proofs[seen] = self._tree.consistency(seen, size)
+        return self._proofs[seen]
 
 
 def checkpoint_row(tree: MerkleTree, before: int, size: int, note: str) -> dict[str, Any]:

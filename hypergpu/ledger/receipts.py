@@ -40,7 +40,7 @@ class ReceiptChecks:
     def _announce(self, leaf: Mapping[str, Any]) -> str:
         """Note the key that a node has announced."""
         if leaf.get("kind") == "node":
-            self._keys[str(leaf.get("node"))] = b64encode(bytes.fromhex(str(leaf.get("key", "")))).decode()
+            self._keys[str(leaf.get("node"))] = b64encode(b64decode(str(leaf.get("key", "")), validate=True)).decode()
         return ""
 
     def _fault(self, index: int, leaf: Mapping[str, Any]) -> str:

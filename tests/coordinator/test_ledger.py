@@ -16,6 +16,7 @@ from hypergpu.coordinator.core.adaptation.decision_log import ClusterReason
 from hypergpu.coordinator.core.decisions import Decision, DecisionKind
 from hypergpu.coordinator.core.ledger import Ledger
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.engine import MOST_WAITING_LEAVES
 from hypergpu.coordinator.failpoints import Point
 from tests.coordinator.test_durability import BlockedSync, FullDisk, Trained, left_behind
 
@@ -76,6 +77,19 @@ def test_a_state_has_the_leaves_that_the_file_may_lack() -> None:
     assert ledger.state()["leaves"] == []
 
 
+def test_the_proof_for_a_size_is_kept_until_the_next_checkpoint() -> None:
+    ledger = Ledger(Signer("hypergpu/000000000000", KEY))
+    tree = MerkleTree()
+    for number in range(1, 30):
+        ledger.append("leaf", number, {})
+        for line in ledger.seal():
+            tree.append(leaf_hash(line.encode()))
+        ledger.publish(ledger.size)
+        for seen in range(number + 2):
+            expected = tree.consistency(seen) if 0 < seen < number else []
+            assert ledger.consistency(seen) == ledger.consistency(seen) == expected
+
+
 # ---------------------------------------------------------------- a run
 
 
@@ -130,6 +144,25 @@ async def test_a_round_that_is_not_on_the_disk_is_told_but_its_checkpoint_is_not
     storage.full = set()
     await trained.close()
     assert trained.engine.ledger.published.size == trained.engine.ledger.size == checkpoints_of(tmp_path)[-1].size
+
+
+async def test_leaves_do_not_wait_in_memory_for_a_round_that_never_comes(tmp_path: Path) -> None:
+    trained = Trained(tmp_path)
+    await trained.begin()
+    ledger = trained.engine.ledger
+    for number in range(MOST_WAITING_LEAVES + 1):
+        ledger.append("leaf", 1, {"number": number})
+    await trained.engine.retry()
+    await trained.engine._records.flush()
+    await trained.engine._records.sync()
+    assert ledger.waiting == 0
+    assert ledger.published.note == "", "no state of the run has them"
+    await trained.engine.retry()
+    assert ledger.state()["leaves"] == [], "they are on the disk"
+    await trained.train(1)
+    await trained.closed(1)
+    assert ledger.published.size == ledger.size > MOST_WAITING_LEAVES
+    await trained.close()
 
 
 # ---------------------------------------------------------------- resuming

@@ -1,6 +1,7 @@
 """Receipts over the wire: a node signs each update, and the coordinator holds the signature against what arrived."""
 
 import json
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ async def test_each_round_brings_a_signed_receipt_and_a_checkpoint_that_goes_on(
     assert all(is_leaf_signed(leaf) for leaf in receipts)
     assert [leaf["ledger_size"] for leaf in receipts] == sizes
     (announced,) = leaves_of(tmp_path, "node")
-    assert announced["key"] == signing.public_key.hex()
+    assert announced["key"] == b64encode(signing.public_key).decode()
     verdict = verify(tmp_path)
     assert (verdict.faults, verdict.receipts, verdict.unsigned) == ([], 3, 0)
 

@@ -7,6 +7,7 @@ from hypergpu.common.errors import CorruptData
 from hypergpu.common.merkle import require_consistency
 from hypergpu.common.signed_note import Checkpoint
 from hypergpu.coordinator.core.ledger import Ledger
+from hypergpu.ledger.verifying import verify
 
 
 class Witness:
@@ -40,9 +41,10 @@ class Witness:
 
 
 def ledger_faults(out: Path, rounds: int) -> list[str]:
-    """Return where the leaves are not those of a run of this many rounds."""
+    """Return where the ledger is not valid, or not that of a run of this many rounds."""
     leaves = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
     numbers = [leaf["round"] for leaf in leaves if leaf["kind"] == "round"]
     ends = [leaf["reason"] for leaf in leaves if leaf["kind"] == "end"]
     faults = [] if numbers == list(range(1, rounds + 1)) else [f"the ledger has the rounds {numbers}"]
+    faults += [f"the ledger: {each}" for each in verify(out).faults]
     return faults + ([] if ends == ["rounds_done"] else [f"the ledger has the ends {ends}"])

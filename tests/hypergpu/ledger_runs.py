@@ -1,5 +1,6 @@
 """Run directories with a ledger, written without a run."""
 
+from base64 import b64encode
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -50,7 +51,7 @@ def decisions(rounds: int, each: int) -> list[list[Leaf]]:
 
 
 NODE_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
-ANNOUNCED: Leaf = ("node", {"node": "node_1", "key": public_bytes(NODE_KEY).hex()})
+ANNOUNCED: Leaf = ("node", {"node": "node_1", "key": b64encode(public_bytes(NODE_KEY)).decode()})
 
 
 def receipt(
