@@ -551,9 +551,9 @@ class Engine:
     def node_rows(self) -> list[dict[str, Any]]:
         """Return the rows of nodes.json, one per node."""
         override, used = self.machine.adaptation.overrides.of, self.machine.shards.samples_used
-        rates = self._dependencies.links.rates()
+        links = self._dependencies.links.figures()
         return [
-            node_row(member, self.state_of(node), override(node), rates.get(node), samples_used=used(node))
+            node_row(member, self.state_of(node), override(node), links.get(node), samples_used=used(node))
             for member in self.machine.members
             for node in (member.node_id,)
         ]

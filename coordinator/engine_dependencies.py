@@ -72,8 +72,8 @@ class Links(Protocol):
         """Keep the last profile of a node's link, since the node sends no more reports."""
         ...
 
-    def rates(self) -> Mapping[str, Mapping[str, float]]:
-        """Return the known figures about the rates of each link, by node."""
+    def figures(self) -> Mapping[str, Mapping[str, float | str]]:
+        """Return the known rates, round trips and class of each link, by node."""
         ...
 
     def summary(self) -> Mapping[str, Any]:

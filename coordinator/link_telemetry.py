@@ -8,6 +8,7 @@ from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.metric import finite
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator
+from hypergpu.coordinator.core.links import ConnectionQuality
 from hypergpu.coordinator.core.links.downloads import DownloadLedger
 from hypergpu.coordinator.core.links.profile import RATE_FIGURES
 from hypergpu.coordinator.core.rounds.traffic import RoundTraffic
@@ -126,6 +127,16 @@ class LinkTelemetry:
             node: {name: round(value, 3) for name, value in figures.items() if finite(value) is not None}
             for node, figures in rates.items()
         }
+
+    def figures(self) -> dict[str, dict[str, float | str]]:
+        """Return the rates and round trips of each link, and its quality class where it is known, by node."""
+        found: dict[str, dict[str, float | str]] = {node: dict(rates) for node, rates in self.rates().items()}
+        classes = {node: str(quality) for node, quality in self._monitor.qualities().items()}
+        classes |= {node: last["quality"] for node, last in self._final.items() if "quality" in last}
+        for node, quality in classes.items():
+            if quality != ConnectionQuality.UNKNOWN:
+                found.setdefault(node, {})["quality"] = quality
+        return found
 
     def freeze(self, node: str) -> None:
         """Keep the last profile of a node that has left: its silence is no sign of a bad link."""

@@ -117,11 +117,11 @@ def node_row(
     member: Member,
     state: str,
     override: NodeOverride,
-    rates: Mapping[str, float] | None = None,
+    links: Mapping[str, float | str] | None = None,
     *,
     samples_used: int | None = None,
 ) -> dict[str, Any]:
-    """Return a row of nodes.json, with the rates of the link as far as they are known.
+    """Return a row of nodes.json, with the figures of its link as far as they are known.
 
     Figures that are unknown before the node's first round are None. `samples_used` counts the node's own samples in
     accepted updates; None where nodes hold no samples of their own.
@@ -144,7 +144,7 @@ def node_row(
         "connections_up": member.connections.up if member.connections else None,
         "compute_utilisation": None if member.utilisation is None else round(member.utilisation, 6),
         "rule": str(override),
-        **(rates or {}),
+        **(links or {}),
         **_price(member),
         **_own_samples(member, samples_used),
         **member.info,

@@ -5,7 +5,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ from hypergpu.common.daemon_thread import in_daemon_thread
 from hypergpu.common.errors import ResourceExhausted
 from hypergpu.common.http import Chunks
 from hypergpu.coordinator.page import record_files
-from hypergpu.coordinator.page.record_files import Place, message
+from hypergpu.coordinator.page.record_files import Piece, Place, message
 
 MAX_VIEWERS: Final = 32
 MAX_VIEWERS_OF_CALLER: Final = 12
@@ -41,6 +41,8 @@ class Feed:
         self._name = secrets.token_hex(4)
         self._viewers: Counter[str] = Counter()
         self._changes = _Changes(directory)
+        self._reading: dict[Hashable, asyncio.Task[Piece]] = {}
+        """Reads that go on, each for all viewers who are at the same place."""
 
     def open(self, address: str, last_event_id: str) -> Chunks:
         """Return the events for a viewer: those after `last_event_id`, or all, and then each as it happens.
@@ -61,29 +63,43 @@ class Feed:
             told = False
             while True:
                 changed = self._changes.watched()
-                following, chunk = await in_daemon_thread(partial(self._next, place, last_event_id), "page")
-                place = following
-                if not chunk and not told:
-                    told, chunk = True, await in_daemon_thread(partial(self._caught_up, following), "page")
-                if chunk:
-                    yield chunk
-                elif not await _within(changed, _QUIET_SECONDS):
+                piece = await self._read(place, last_event_id)
+                place = piece.place
+                if piece.events:
+                    yield piece.events
+                if piece.more:
+                    continue
+                if not told:
+                    told = True
+                    yield await in_daemon_thread(partial(self._caught_up, place), "page")
+                while not await _within(changed, _QUIET_SECONDS):
                     yield b": nothing new\n\n"
         finally:
             self._viewers[address] -= 1
             if not self._viewers.total():
                 self._changes.rest()
 
-    def _next(self, place: Place | None, last_event_id: str) -> tuple[Place, bytes]:
-        """Return the next events and the place after them, from the beginning if the files have been replaced."""
-        generation = record_files.generation_of(self._directory, self._name)
+    async def _read(self, place: Place | None, last_event_id: str) -> Piece:
+        """Return what follows a place. Viewers who wait for the same since the latest change share one read."""
+        key = (place, last_event_id if place is None else "", self._changes.count)
+        reading = self._reading.get(key)
+        if reading is None:
+            read = in_daemon_thread(partial(self._next, place, last_event_id), "page")
+            reading = self._reading[key] = asyncio.create_task(read)
+            reading.add_done_callback(lambda _: self._reading.pop(key, None))
+        return await asyncio.shield(reading)
+
+    def _next(self, place: Place | None, last_event_id: str) -> Piece:
+        """Return the next events, from the beginning if the files have been replaced."""
+        found = record_files.states(self._directory)
+        generation = record_files.generation_of(found, self._name)
         begin = b""
         if place is None or place.generation != generation:
             resumed = record_files.place_of(last_event_id if place is None else "", generation)
             kind = "about" if any(resumed.bytes) else "begin"
             place, begin = resumed, message(kind, strict_json.dumps(dict(self._about()), default=str))
-        chunk, place = record_files.read_piece(self._directory, place)
-        return place, begin + chunk
+        piece = record_files.read_piece(self._directory, found, place)
+        return piece._replace(events=begin + piece.events)
 
     def _caught_up(self, place: Place) -> bytes:
         faults = record_files.faults(self._directory, place, is_written=bool(self._about().get("live")))
@@ -97,6 +113,8 @@ class _Changes:
         self._directory = directory
         self._changed: asyncio.Event | None = None
         self._resting: threading.Event | None = None
+        self.count = 0
+        """Number of changes seen."""
 
     def watched(self) -> asyncio.Event:
         """Return what is set at the next change."""
@@ -127,6 +145,7 @@ class _Changes:
                     return
 
     def _wake(self) -> None:
+        self.count += 1
         if self._changed is not None:
             self._changed.set()
             self._changed = None

@@ -3,10 +3,11 @@
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from hypergpu.common.files import state_of
 from hypergpu.common.strict_json import MAX_LINE_BYTES
@@ -36,15 +37,25 @@ class Place:
         return ".".join([self.generation, *map(str, self.bytes)])
 
 
+class Piece(NamedTuple):
+    """Events that follow a place."""
+
+    events: bytes
+    """Empty if everything has been read."""
+    place: Place
+    """Place after them."""
+    more: bool
+    """True if more may follow at once."""
+
+
 def states(directory: Path) -> tuple[FileState, ...]:
     """Return the state of each file, which changes with its content: first those of lines, then the whole ones."""
     return tuple(state_of(directory / name) for name in (*LINES.values(), *WHOLE.values()))
 
 
-def generation_of(directory: Path, server: str) -> str:
-    """Return the generation of the files of lines, as one server names it."""
-    found = states(directory)[: len(LINES)]
-    return "-".join([server, *(str(state[0]) if state else "" for state in found)])
+def generation_of(found: Sequence[FileState], server: str) -> str:
+    """Return the generation of the files of lines in these states, as one server names it."""
+    return "-".join([server, *(str(state[0]) if state else "" for state in found[: len(LINES)])])
 
 
 def place_of(event_id: str, generation: str) -> Place:
@@ -56,26 +67,23 @@ def place_of(event_id: str, generation: str) -> Place:
     return Place(generation, tuple(map(int, counts)))
 
 
-def read_piece(directory: Path, place: Place) -> tuple[bytes, Place]:
-    """Return the next events after a place, at most some 256 KiB of lines, and the place after them.
-
-    No event: everything has been read so far.
-    """
-    pieces, whole, counts = [], list(place.whole), list(place.bytes)
-    for number, (kind, name) in enumerate(WHOLE.items()):
-        state = state_of(directory / name)
-        if state is not None and state != whole[number]:
-            whole[number] = state
+def read_piece(directory: Path, found: Sequence[FileState], place: Place) -> Piece:
+    """Return the next events after a place, at most some 256 KiB of lines of each file; `found` are their states."""
+    pieces, counts, sizes = [], list(place.bytes), [0 if state is None else state[2] for state in found]
+    for (kind, name), state, sent in zip(WHOLE.items(), found[len(LINES) :], place.whole, strict=True):
+        if state is not None and state != sent:
             pieces.append(_whole(kind, directory / name, state))
     for number, (kind, name) in enumerate(LINES.items()):
-        data, skipped = _lines(directory / name, counts[number])
-        if data or skipped:
+        if sizes[number] > counts[number]:
+            data, skipped = _lines(directory / name, counts[number])
             counts[number] += len(data) + skipped
             pieces.append(message("note", f"A line of {name} is too long and is left out.") if skipped else b"")
             pieces.append(_events(kind, data))
-            pieces.append(f"event: place\nid: {replace(place, bytes=tuple(counts)).id}\ndata:\n\n".encode())
-            break
-    return b"".join(pieces), replace(place, bytes=tuple(counts), whole=tuple(whole))
+    after = replace(place, bytes=tuple(counts), whole=tuple(found[len(LINES) :]))
+    if after.bytes != place.bytes:
+        pieces.append(f"event: place\nid: {after.id}\ndata:\n\n".encode())
+    more = after.bytes != place.bytes and any(size > count for size, count in zip(sizes, counts, strict=False))
+    return Piece(b"".join(pieces), after, more)
 
 
 def faults(directory: Path, place: Place, *, is_written: bool) -> list[str]:

@@ -127,9 +127,9 @@ class SimulatedCoordinator:
         """Let the machine handle an event, and carry its effects out."""
         self._carry_out(self._machine.handle(event, self._time.clock.now))
 
-    def link_rates(self) -> Mapping[str, Mapping[str, float]]:
-        """Return the known figures about the rates of each link, by node."""
-        return self._links.rates()
+    def link_figures(self) -> Mapping[str, Mapping[str, float | str]]:
+        """Return the known figures of each link, by node."""
+        return self._links.figures()
 
     def flush_heartbeats(self) -> None:
         """Receive every heartbeat that was due until now, and the parts of uploads that they wait behind."""

@@ -101,7 +101,7 @@ class Recording:
         self.finish_reason = str(finish.reason)
         self.failure = finish.detail if finish.reason is ev.FinishReason.FAILED else ""
 
-    def snapshot(self, link_rates: Callable[[], Mapping[str, Mapping[str, float]]]) -> Path:
+    def snapshot(self, link_figures: Callable[[], Mapping[str, Mapping[str, float | str]]]) -> Path:
         """Bring the files of the run up to date for a fork; return their directory.
 
         Raises:
@@ -109,23 +109,23 @@ class Recording:
         """
         if self._dir is None:
             raise InvalidInput("a run without files cannot be forked")
-        self._dir.nodes(self._node_rows(link_rates()))
+        self._dir.nodes(self._node_rows(link_figures()))
         return self._dir.path
 
-    def close(self, now: float, link_rates: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
-        """Complete the files of the run. `link_rates` returns the rates of the links by node."""
+    def close(self, now: float, link_figures: Callable[[], Mapping[str, Mapping[str, float | str]]]) -> None:
+        """Complete the files of the run. `link_figures` returns the figures of the links by node."""
         if self._dir is not None:
-            rows = self._node_rows(link_rates())
+            rows = self._node_rows(link_figures())
             self._dir.nodes(rows)
             self._dir.summary(self._summary(now, rows))
             self._dir.close()
 
-    def _node_rows(self, rates: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    def _node_rows(self, links: Mapping[str, Mapping[str, float | str]]) -> list[dict[str, Any]]:
         members, override = self.machine.members, self.machine.adaptation.overrides.of
         states = {m.node_id: "done" if m.node_id in members.connected else str(m.connection) for m in members}
         used = self.machine.shards.samples_used
         return [
-            node_row(m, states[node], override(node), rates.get(node), samples_used=used(node))
+            node_row(m, states[node], override(node), links.get(node), samples_used=used(node))
             for m in members
             for node in (m.node_id,)
         ]

@@ -106,7 +106,7 @@ def simulate(
     stall = StallDetector.of(scenario, learning.model_bytes)
     with _uncollected():
         given_up = _run_to_its_end(time, coordinator, machine, recording, stall) or recording.failure
-    recording.close(time.now, coordinator.link_rates)
+    recording.close(time.now, coordinator.link_figures)
     return _outcome(scenario, recording, nodes, missed=network.missed, seconds=time.now, given_up=given_up)
 
 

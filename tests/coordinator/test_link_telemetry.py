@@ -86,7 +86,7 @@ def test_a_download_is_believed_if_it_fits_what_was_sent(
     clock.advance(5.0)
     down = {"down_mbit": 8.0, "down_spread_mbit": 0.0, "down_least_mbit": 8.0, "down_age_seconds": 5.0}
     up = {"up_mbit": 4.0, "up_spread_mbit": 0.0, "up_least_mbit": 4.0, "up_age_seconds": 5.0}
-    assert links.rates() == {"a": down | up}
+    assert links.rates() == links.figures() == {"a": down | up}
     known = links.describe("a")
     assert {name: known[name] for name in down | up} == pytest.approx(down | up)
     links.freeze("a")

@@ -277,6 +277,11 @@ class NetworkQualityMonitor:
             for node, (up, down) in zip(self._links.index.ids, self._links.link_rates(self._every()), strict=True)
         }
 
+    def qualities(self) -> dict[str, ConnectionQuality]:
+        """Return the quality class of each link, by node."""
+        classes = self._judge(self._every()).classes.tolist()
+        return {node: q.CLASSES[number] for node, number in zip(self._links.index.ids, classes, strict=True)}
+
     def round_trips(self) -> dict[str, dict[str, float]]:
         """Return quantiles of each link's round trips in milliseconds, by node and name; NaN without a measurement."""
         found = self._links.latency_ms.quantiles(self._every(), list(ROUND_TRIP_QUANTILES.values()))

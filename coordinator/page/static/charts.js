@@ -10,15 +10,8 @@ const KINDS = [
   { key: "metric", title: "Metric", lines: [(row, of) => row.data[of.metric.name]] },
   { key: "loss", title: "Loss", lines: [(row) => row.data.loss ?? row.data.train_loss], show: (v) => figure(v, 4) },
   { key: "time", title: "Time of a round", lines: [(row) => row.seconds], show: duration },
-  { key: "bytes", title: "Bytes of a round, down and up", show: size, lines: [
-    (row) => sum(row.data.bytes_down), (row) => sum(row.data.bytes_up)], names: ["down", "up"] },
+  { key: "bytes", title: "Bytes of a round, down and up", show: size, lines: [(row) => row.down, (row) => row.up], names: ["down", "up"] },
 ];
-
-function sum(column) {
-  let total = 0;
-  for (const value of Object.values(column ?? {})) total += typeof value === "number" ? value : 0;
-  return total;
-}
 
 export class Charts {
   constructor(parent, onTime) {

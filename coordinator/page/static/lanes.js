@@ -138,12 +138,15 @@ export class Story {
 
   /** The nodes to show: all, or those that most happened to. */
   nodes(most = MOST_LANES) {
+    if (this.chosenAt === this.version) return this.chosen;
+    this.chosenAt = this.version;
     const all = [...this.seen.keys()];
     if (all.length > most) {
       all.sort((a, b) => (this.weight.get(b) ?? 0) - (this.weight.get(a) ?? 0) || natural(a, b));
       all.length = most;
     }
-    return all.sort(natural);
+    this.chosen = all.sort(natural);
+    return this.chosen;
   }
 }
 
@@ -291,18 +294,19 @@ export class Lanes {
     context.fillStyle = colours[row.colour];
     const middle = y + ROW / 2;
     let last = -Infinity;
+    context.beginPath();
     for (const event of row.events) {
       const x = this.#x(event.t);
       if (x - last < 2) continue; // a thousand nodes join in the same moment: the list below has them all
       last = x;
-      context.beginPath();
       context.moveTo(x, middle - 5.5);
       context.lineTo(x + 4.5, middle);
       context.lineTo(x, middle + 5.5);
       context.lineTo(x - 4.5, middle);
-      context.fill();
+      context.closePath();
       this.marks.push({ x, y: middle, event });
     }
+    context.fill();
   }
 
   #marker(context, marker, height) {

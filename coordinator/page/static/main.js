@@ -12,7 +12,8 @@ import { onTheme } from "./theme.js";
 import { Why } from "./why.js";
 
 const LOAD_MS = 1500; // records of a long run are shown in so large steps while they are read
-const SLOW_MS = 250; // between two drawings of what takes long: lanes, charts and tables
+const SLOW_MS = 250; // at least, between two drawings of what takes long: lanes, charts and tables
+const MANY = 200; // nodes above which the map is drawn no oftener than the rest
 const PLAY_SECONDS = 20; // that the whole run takes when it is played
 
 const at = (id) => document.getElementById(id);
@@ -127,17 +128,19 @@ class Page {
   }
 
   draw(now = false) {
-    const state = this.state, nodes = state.nodes;
+    const state = this.state;
     this.#header(state);
     this.#tiles(state);
     this.#scrub();
-    this.map.draw(state, this.rows);
-    const wait = this.slowAt + SLOW_MS - performance.now();
+    const rows = this.#nodes(state);
+    if (rows.length <= MANY) this.map.draw(state, rows);
+    const wait = this.slowAt - performance.now();
     if (!now && wait > 0) {
       this.later ??= setTimeout(() => { this.later = null; this.draw(); }, wait);
       return;
     }
-    this.slowAt = performance.now();
+    const began = performance.now();
+    if (rows.length > MANY) this.map.draw(state, rows);
     const marker = this.shownAt === null ? null : this.shownAt;
     const span = this.#span();
     this.charts.marker = marker === null ? null : marker - this.history.begin;
@@ -147,11 +150,22 @@ class Page {
     this.lanes.draw(this.story, groups, span, marker);
     const left = this.story.seen.size - MOST_LANES;
     at("lanes-told").textContent = left > 0 ? `The ${MOST_LANES} nodes that most happened to; ${figure(left)} more are in the tables.` : "";
-    const rows = [...nodes.values()].map((node) => withRow(node, this.rows.get(node.id)));
     this.nodes.update(rows);
     this.links.update(rows);
     this.#events();
-    if (this.why.shown && nodes.has(this.why.shown)) this.map.chosen = this.why.shown;
+    this.slowAt = performance.now() + Math.max(SLOW_MS, 3 * (performance.now() - began));
+    if (this.why.shown && state.nodes.has(this.why.shown)) this.map.chosen = this.why.shown;
+  }
+
+  /** The nodes of a state with what nodes.json says of them, by name. */
+  #nodes(state) {
+    if (this.names?.length !== state.nodes.size || this.names.some((id) => !state.nodes.has(id))) {
+      this.names = [...state.nodes.keys()].sort(natural);
+    }
+    const isNow = this.shownAt === null;
+    const rows = this.names.map((id) => withRow(state.nodes.get(id), this.rows.get(id), isNow));
+    rows.sortedBy = "id";
+    return rows;
   }
 
   #span() {
@@ -254,7 +268,7 @@ class Page {
     const node = this.state.nodes.get(id);
     if (!node) return;
     const until = this.shownAt ?? Infinity;
-    this.why.node(withRow(node, this.rows.get(id)), this.story.of(id).filter((event) => event.t <= until && isNews(event)), origin);
+    this.why.node(withRow(node, this.rows.get(id), this.shownAt === null), this.story.of(id).filter((event) => event.t <= until && isNews(event)), origin);
     this.map.chosen = id;
     this.draw();
   }
@@ -299,7 +313,7 @@ class Page {
 
   #stateOf(node) {
     if (!node.connected) return node.gone.includes("lost") ? "lost" : node.gone ? "left" : "gone";
-    if (this.shownAt === null && node.now) return node.now;
+    if (node.now) return node.now;
     return node.inRound ? "in the round" : node.ready ? "ready" : "preparing";
   }
 

@@ -1,6 +1,6 @@
 // Map of nodes and links: the coordinator in the middle, each node as far out as its round trip is long.
 
-import { figure, mbit, milliseconds, natural } from "./format.js";
+import { figure, mbit, milliseconds } from "./format.js";
 import { colours, fitted, FONT, still } from "./theme.js";
 
 const FLIGHT = 900; // ms that the bytes of a round are shown
@@ -9,18 +9,19 @@ const TURN = Math.PI * (3 - Math.sqrt(5));
 
 export class Map2D {
   constructor(canvas, caption, tooltip, onNode) {
-    Object.assign(this, { canvas, caption, tooltip, onNode, places: [], flights: null, chosen: "", frames: 0 });
+    Object.assign(this, { canvas, caption, tooltip, onNode, places: [], flights: null, chosen: "" });
+    this.layer = document.createElement("canvas"); // all that stands still while bytes move
     canvas.addEventListener("pointermove", (event) => this.#hover(event));
     canvas.addEventListener("pointerleave", () => { tooltip.hidden = true; });
     canvas.addEventListener("click", (event) => { const found = this.#nearest(event); if (found) onNode(found.node.id); });
     new ResizeObserver(() => this.#paint()).observe(canvas);
   }
 
-  /** Show the nodes of a state; `rows` are those of nodes.json, for what the records do not have. */
-  draw(state, rows) {
-    this.nodes = [...state.nodes.values()].sort((a, b) => natural(a.id, b.id)).map((node) => withRow(node, rows.get(node.id)));
+  /** Show the nodes of a state, as `withRow` has them, in order. */
+  draw(state, nodes) {
+    this.nodes = nodes;
     this.#say(state);
-    if (!this.flights) this.#paint();
+    this.#paint();
   }
 
   /** Let the bytes of a round fly: down to the nodes, and up again. */
@@ -34,9 +35,8 @@ export class Map2D {
   }
 
   #frame() {
-    this.frames += 1;
     if (performance.now() - this.flights.began > 2 * FLIGHT) this.flights = null;
-    this.#paint();
+    this.#show();
     if (this.flights) requestAnimationFrame(() => this.#frame());
   }
 
@@ -71,17 +71,28 @@ export class Map2D {
 
   #paint() {
     if (!this.nodes || !this.canvas.clientWidth) return;
-    const { context, width, height } = fitted(this.canvas);
-    const centre = this.#layout(width, height), many = this.nodes.length > LABELLED;
+    const { width, height } = fitted(this.canvas), many = this.nodes.length > LABELLED;
+    const [wide, tall] = [this.canvas.width, this.canvas.height];
+    if (this.layer.width !== wide || this.layer.height !== tall) Object.assign(this.layer, { width: wide, height: tall });
+    const context = this.layer.getContext("2d"), scale = wide / width;
+    context.setTransform(scale, 0, 0, scale, 0, 0);
     context.clearRect(0, 0, width, height);
+    const centre = this.centre = this.#layout(width, height);
     this.#links(context, centre, many);
-    if (this.flights) this.#bytes(context, centre);
     this.#dots(context, many);
     this.#rings(context, centre);
     context.fillStyle = colours.ink;
     context.beginPath();
     context.arc(centre.x, centre.y, 9, 0, 2 * Math.PI);
     context.fill();
+    this.#show();
+  }
+
+  #show() {
+    const { context, width, height } = fitted(this.canvas);
+    context.clearRect(0, 0, width, height);
+    context.drawImage(this.layer, 0, 0, width, height);
+    if (this.flights) this.#bytes(context, this.centre);
   }
 
   #rings(context, { x, y }) {
@@ -129,10 +140,12 @@ export class Map2D {
     const since = performance.now() - this.flights.began, isUp = since > FLIGHT, part = (since % FLIGHT) / FLIGHT;
     const at = isUp ? 1 - part : part;
     context.fillStyle = colours.ink;
+    context.beginPath();
     for (const place of this.places) {
       const radius = this.flights.sizes.get(place.node.id)?.[isUp ? 1 : 0];
-      if (radius) context.fillRect(centre.x + at * (place.x - centre.x) - radius, centre.y + at * (place.y - centre.y) - radius, 2 * radius, 2 * radius);
+      if (radius) context.rect(centre.x + at * (place.x - centre.x) - radius, centre.y + at * (place.y - centre.y) - radius, 2 * radius, 2 * radius);
     }
+    context.fill();
   }
 
   #dots(context, many) {
@@ -180,12 +193,12 @@ export class Map2D {
 
 const finite = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
 
-/** A node with what nodes.json says of its link, where the records up to then say nothing. */
-export function withRow(node, row = {}) {
+/** A node with what its row of nodes.json says, where the records say nothing; the class and the state only of now. */
+export function withRow(node, row = {}, isNow = true) {
   const down = finite(row.down_mbit) ?? finite(row.down_least_mbit), up = finite(row.up_mbit) ?? finite(row.up_least_mbit);
   return {
     ...node, rtt: node.latency ?? finite(row.rtt_p50_ms), rate: node.upMbit ?? up, downMbit: down, gpu: node.gpu || String(row.gpu ?? ""),
-    now: String(row.state ?? ""),
+    now: isNow ? String(row.state ?? "") : "", quality: node.quality || (isNow ? String(row.quality ?? "") : ""),
   };
 }
 

@@ -34,6 +34,7 @@ export function record(type, data) {
     return {
       type, t, seconds, number: number(data.round) ?? 0, reason: String(data.reason ?? ""), data,
       came: new Set(strings(data.contributors)), missing: new Set(strings(data.missing)),
+      down: total(data.bytes_down), up: total(data.bytes_up),
     };
   }
   const kind = String(data.kind ?? ""), text = String(data.text ?? "");
@@ -42,6 +43,12 @@ export function record(type, data) {
     type, t, text, decided, number: number(data.round) ?? 0, kind: decided ? text.split(" ", 1)[0] : kind,
     subject: String(data.subject ?? data.node ?? ""), reason: String(data.reason ?? ""), figures: object(data.figures), data,
   };
+}
+
+function total(column) {
+  let sum = 0;
+  for (const value of Object.values(object(column))) sum += number(value) ?? 0;
+  return sum;
 }
 
 function strings(value) {

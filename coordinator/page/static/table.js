@@ -7,11 +7,11 @@ const SPARE = 6;
 
 export class Table {
   /**
-   * `columns`: {key, name, width, number, of(row), show(value), colour(row)}; `id(row)` tells rows apart;
+   * `columns`: {key, name, width, number, of(row), show(value), colour(row)}; 
    * `onRow(row)` makes the first cell a button.
    */
-  constructor(parent, { label, columns, sort, onRow, id = (row) => row.id, empty = "Nothing yet." }) {
-    Object.assign(this, { columns, sort, onRow, id, rows: [], shown: [] });
+  constructor(parent, { label, columns, sort, onRow, empty = "Nothing yet." }) {
+    Object.assign(this, { columns, sort, onRow, given: [], rows: [], shown: [] });
     this.heads = columns.map((column) => {
       const button = element("button", { type: "button", text: column.name, onclick: () => this.#sortBy(column) });
       return element("th", { scope: "col", class: column.number ? "number" : null }, button);
@@ -31,7 +31,9 @@ export class Table {
     this.#mark();
   }
 
+  /** Show rows; those that are alike in the sorted column keep their order. */
   update(rows) {
+    this.given = rows;
     this.rows = this.sort ? this.#sorted(rows) : rows;
     this.table.setAttribute("aria-rowcount", rows.length + 1);
     this.none.hidden = rows.length > 0;
@@ -43,7 +45,7 @@ export class Table {
     const before = this.sort;
     this.sort = { key: column.key, down: before?.key === column.key ? !before.down : Boolean(column.number) };
     this.#mark();
-    this.update(this.rows.slice());
+    this.update(this.given);
   }
 
   #mark() {
@@ -54,12 +56,14 @@ export class Table {
   }
 
   #sorted(rows) {
-    const { key, down } = this.sort, { of } = this.columns.find((column) => column.key === key);
+    const { key, down } = this.sort;
+    if (key === this.given.sortedBy && !down) return rows;
+    const { of } = this.columns.find((column) => column.key === key);
     const sign = down ? -1 : 1;
-    return rows.map((row) => [of(row), row]).sort(([a, x], [b, y]) => {
+    return rows.map((row) => [of(row), row]).sort(([a], [b]) => {
       if (a === null || a === "" || b === null || b === "") return (a === null || a === "") - (b === null || b === "");
       const order = typeof a === "number" && typeof b === "number" ? a - b : natural(a, b);
-      return sign * order || natural(this.id(x), this.id(y));
+      return sign * order;
     }).map(([, row]) => row);
   }
 
