@@ -55,6 +55,7 @@ from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.model_files import ModelFiles, final_round
 from hypergpu.coordinator.node_metrics import NodeMetricsCollector
 from hypergpu.coordinator.page import about_settings, page_routes
+from hypergpu.coordinator.page.steering import Steering
 from hypergpu.coordinator.refusals import Refusals
 from hypergpu.coordinator.rehearsing import RehearsalProcess
 from hypergpu.coordinator.resuming import Found, find, identity_of, require_same_run, restore, set_aside_after
@@ -142,6 +143,15 @@ def _make_model(config: SystemConfig, task: Task, options: Options) -> _Model:
     return _Model(
         model, held_out, saved, files, identity, task_identity, samples, with_own_type(config.compression, flat)
     )
+
+
+@dataclass(frozen=True)
+class _Users:
+    """Parts that serve users, over gRPC and over HTTP."""
+
+    control: ControlService
+    budgets: NodeBudgets
+    refusals: Refusals
 
 
 class Coordinator:
@@ -296,9 +306,10 @@ class Coordinator:
                 log.warning(f"{self._completion()}. {_HOW_TO_GO_ON}", out=str(self.run_dir.path))
                 if not self.config.server.stay:
                     return 0
-            server = await self._server()
+            users = self._users()
+            server = await self._server(users)
             address = bind(server, self.config.server.listen, self._options.tls)
-            http = HttpServer(self.config.server.http_listen, self._routes())
+            http = HttpServer(self.config.server.http_listen, self._routes(users))
             stack.callback(http.close)
             await self._begin()  # only after everything that can fail
             health = self.engine.health
@@ -397,7 +408,11 @@ class Coordinator:
             return f"the run is complete: it reached its target of {training.target_accuracy} in round {found.round}"
         return f"the run is complete: {found.round} of {training.rounds} rounds are done"
 
-    async def _server(self) -> grpc.aio.Server:
+    def _users(self) -> _Users:
+        control = ControlService(self.engine, self.orchestrator, self.links)
+        return _Users(control, NodeBudgets(self.config.server.heartbeat_seconds), Refusals(self.registry))
+
+    async def _server(self, users: _Users) -> grpc.aio.Server:
         config, tls, leases = self.config.server, self._options.tls, self.engine.session.leases
         assert leases is not None
         server = await make_server(
@@ -405,16 +420,15 @@ class Coordinator:
             admit=Admission(
                 self._options.tokens,
                 leases,
-                NodeBudgets(config.heartbeat_seconds),
+                users.budgets,
                 certified=bool(tls and tls.client_authority),
             ),
-            on_error=Refusals(self.registry).count,
+            on_error=users.refusals.count,
             max_concurrent_rpcs=config.max_nodes * _MAX_RPCS_OF_NODE,
         )
         training = TrainingService(self.engine, leases, config.heartbeat_seconds, config.max_model_bytes)
         server.add_generic_rpc_handlers((training.handler(),))
-        control = ControlService(self.engine, self.orchestrator, self.links)
-        coordinator_pb2_grpc.add_ControlServicer_to_server(control, server)
+        coordinator_pb2_grpc.add_ControlServicer_to_server(users.control, server)
         return server
 
     async def _linger(self, interrupted: asyncio.Event) -> None:
@@ -424,14 +438,18 @@ class Coordinator:
         while self.engine.machine.members.connected and loop.time() < until:  # noqa: ASYNC110  (a short wait, once)
             await asyncio.sleep(0.05)
 
-    def _routes(self) -> Routes:
+    def _routes(self, users: _Users) -> Routes:
         own = {"/metrics": metrics_route(self.registry), "/healthz": self._health, "/sd": self._targets}
-        return {**own, **page_routes(self.run_dir.path, self._options.tokens, self._about)}
+        tokens, count = self._options.tokens, users.refusals.count
+        steering = Steering(users.control, tokens, users.budgets, count)
+        return {**own, **page_routes(self.run_dir.path, tokens, self._about, count), **steering.routes()}
 
     def _about(self) -> Mapping[str, Any]:
         """Return what the live page shows of the run before its records."""
         metric = self.engine.machine.metric.model_dump(mode="json")
-        return {**about_settings(self.config), "name": self.run_dir.path.resolve().name, "live": True, "metric": metric}
+        policies = [str(policy) for policy in AdaptationPolicy] if self._options.tokens.get(Role.OPERATOR) else []
+        own = {"name": self.run_dir.path.resolve().name, "live": True, "metric": metric, "policies": policies}
+        return {**about_settings(self.config), **own}
 
     def _health(self) -> Answer:
         """Answer 503 only if a restart may help: a run with a full disk still trains and must not be killed."""

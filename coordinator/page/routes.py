@@ -1,10 +1,10 @@
 """Routes of the page: its files, open to everybody, and the records of the run, for those who may watch it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from hypergpu.common.errors import HyperGPUError, NotAuthenticated, PermissionDenied, ResourceExhausted
+from hypergpu.common.errors import HyperGPUError, NotAuthenticated, PermissionDenied, ResourceExhausted, Unavailable
 from hypergpu.common.http import Answer, Chunks, Request, Routes, Stream
 from hypergpu.common.roles import Role, require_role
 from hypergpu.common.token import TokenSource
@@ -16,24 +16,36 @@ WATCH: Final = "/hypergpu.coordinator.v1.Control/WatchEvents"
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
-def page_routes(directory: Path, tokens: Mapping[Role, TokenSource], about: About) -> Routes:
+OnRefused = Callable[[HyperGPUError], None]
+
+
+def page_routes(
+    directory: Path, tokens: Mapping[Role, TokenSource], about: About, on_refused: OnRefused = lambda _: None
+) -> Routes:
     """Return the routes of the page of a run.
 
     Args:
         directory: the run.
         tokens: tokens of each role, as for gRPC; the page shows them as `Authorization: Bearer TOKEN`.
         about: what a viewer is told first of the run.
+        on_refused: told of refused requests.
     """
     feed = Feed(directory, about)
 
     def events(request: Request) -> Answer | Chunks:
         try:
-            require_role(tokens, WATCH, request.headers.get("authorization", "").encode("latin-1"))
+            require_role(tokens, WATCH, shown_token(request))
             return feed.open(request.address, request.headers.get("last-event-id", ""))
         except HyperGPUError as error:
+            on_refused(error)
             return refusal(error)
 
     return {**static_routes(), "/events": Stream(events)}
+
+
+def shown_token(request: Request) -> bytes:
+    """Return what a request shows, as in `Bearer TOKEN`."""
+    return request.headers.get("authorization", "").encode("latin-1")
 
 
 def refusal(error: HyperGPUError) -> Answer:
@@ -41,7 +53,7 @@ def refusal(error: HyperGPUError) -> Answer:
     status = 400
     if isinstance(error, NotAuthenticated):
         status = 403 if isinstance(error, PermissionDenied) else 401
-    elif isinstance(error, ResourceExhausted):
+    elif isinstance(error, ResourceExhausted | Unavailable):
         status = 503
     return Answer(f"{error}\n".encode(), status=status, headers=_NO_STORE)
 

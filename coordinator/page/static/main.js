@@ -6,6 +6,7 @@ import { History } from "./history.js";
 import { category, CATEGORIES, GROUPS, isNews, Lanes, MOST_LANES, Story } from "./lanes.js";
 import { Map2D, qualityOf, withRow } from "./map.js";
 import { QUALITIES, record } from "./state.js";
+import { offer } from "./steer.js";
 import { follow, keepToken, takeToken } from "./stream.js";
 import { Table } from "./table.js";
 import { onTheme } from "./theme.js";
@@ -38,7 +39,8 @@ class Page {
     this.lanes = new Lanes(at("lanes"), at("tooltip"), at("live"), { why: (event) => this.explain(event, at("lanes")), time: (t) => this.goTo(t) });
     this.map = new Map2D(at("map"), at("map-caption"), at("tooltip"), (id) => this.showNode(id, at("map")));
     this.why = new Why(at("why"), this.history, {
-      why: (event) => this.explain(event), time: (t) => this.goTo(t), opened: () => {}, closed: () => { this.map.chosen = ""; this.draw(); },
+      why: (event) => this.explain(event), time: (t) => this.goTo(t), opened: () => document.body.classList.add("explained"),
+      closed: () => { document.body.classList.remove("explained"); this.map.chosen = ""; this.draw(); },
     });
     this.#tables();
     this.#controls();
@@ -55,7 +57,7 @@ class Page {
 
   message(kind, data) {
     if (kind === "begin") this.begin(data);
-    else if (kind === "about") this.about = this.parsed(kind, data) ?? {};
+    else if (kind === "about") this.introduce(data);
     else if (kind === "event" || kind === "round") this.take(kind, data);
     else if (kind === "summary") this.summary = this.parsed("summary.json", data) ?? this.summary;
     else if (kind === "nodes") this.takeNodes(this.parsed("nodes.json", data));
@@ -68,9 +70,14 @@ class Page {
     Object.assign(this, { history: new History(), rows: new Map(), faults: new Set(), unread: {}, waiting: [], caughtUp: false, summary: {} });
     this.story = new Story(this.history);
     this.why.history = this.history;
+    this.introduce(data);
+    this.beganAt = performance.now();
+  }
+
+  introduce(data) {
     this.about = this.parsed("about", data) ?? {};
     for (const fault of this.about.faults ?? []) this.faults.add(fault);
-    this.beganAt = performance.now();
+    offer(this.about, this.token);
   }
 
   parsed(what, text) {
@@ -364,6 +371,7 @@ globalThis.hypergpu = page; // for tests, and for the console
 
 function connect(token) {
   at("ask").hidden = true;
+  page.token = token;
   follow("events", token, {
     message: (kind, data) => page.message(kind, data),
     status(state, text) {

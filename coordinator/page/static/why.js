@@ -4,6 +4,7 @@ import { clock, duration, element, figure, milliseconds, named, percent, size, U
 import { category } from "./lanes.js";
 import { metricText } from "./charts.js";
 import { qualityOf } from "./map.js";
+import { rules } from "./steer.js";
 
 const EXPECTED = /^(planned|expected|predicted|goodput|usual)_|_gain$|^gain|_probability$/;
 const AROUND = 5; // rounds before a change, and after it, that are compared
@@ -86,7 +87,7 @@ export class Why {
     const items = changes.slice(-LATEST).reverse().map((event) => element("li", {}, element("button", {
       type: "button", class: "link", text: `${clock(event.t - this.history.begin)}  ${event.decided ? `${words(event.kind)}: ${words(event.reason)}` : event.text}`,
       onclick: () => this.on.why(event) })));
-    this.#show(node.id, origin, [list("Now shown", facts, false),
+    this.#show(node.id, origin, [list("Now shown", facts, false), rules(node.id),
       section("Latest changes", items.length ? element("ul", { class: "changes" }, ...items) : element("p", { class: "soft", text: "None so far." }))]);
     this.shown = node.id;
   }

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hypergpu.common.http import HttpServer
+from hypergpu.common.http import HttpServer, Routes
 from hypergpu.common.roles import Role
 from hypergpu.common.token import TokenSource
 from hypergpu.coordinator.page import about_directory, page_routes
@@ -97,10 +97,15 @@ def serve() -> Iterator[Serve]:
     """Start the server of a run's page, which ends with the test."""
     with ExitStack() as stack:
 
-        def begin(directory: Path, tokens: Mapping[Role, str] | None = None, **about: object) -> HttpServer:
+        def begin(
+            directory: Path,
+            tokens: Mapping[Role, str] | None = None,
+            more: Routes | None = None,
+            **about: object,
+        ) -> HttpServer:
             sources = {role: TokenSource([token]) for role, token in (tokens or {}).items()}
             told = partial(about_directory, directory) if not about else lambda: {"name": directory.name, **about}
-            server = HttpServer("127.0.0.1:0", page_routes(directory, sources, told))
+            server = HttpServer("127.0.0.1:0", {**page_routes(directory, sources, told), **(more or {})})
             stack.callback(server.close)
             return server
 

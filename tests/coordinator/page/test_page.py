@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hypergpu.common.http import Action, Answer, Request
 from hypergpu.common.roles import Role
 from tests.browser import Browser, needs_chromium
 from tests.coordinator.page.conftest import NODES, TOKENS, Serve, lines, round_of
@@ -191,6 +192,36 @@ def test_a_damaged_run_says_what_is_missing(browser: Browser, run_dir: Path, ser
     ):
         assert part in told
     assert text(browser, "h1") == "first unfinished"
+
+
+def test_an_operator_steers_from_the_page(browser: Browser, run_dir: Path, serve: Serve) -> None:
+    asked: list[tuple[str, str, object]] = []
+
+    def act(request: Request) -> Answer:
+        asked.append((request.path, request.headers.get("authorization", ""), json.loads(request.body)))
+        return Answer(b"done\n")
+
+    routes = {f"/control/{method}": Action(act) for method in ("Pause", "SetPolicy", "SetNodeRule")}
+    server = serve(run_dir, more=routes, live=True, policy="reactive", policies=["none", "reactive"])
+    browser.show(f"http://{server.address}/")
+    browser.until(SHOWN)
+    browser.value("document.querySelector('#operator').value = ' secret '")
+    browser.value("document.querySelector('#steer [data-call=Pause]').click()")
+    browser.until("document.querySelector('#steered').textContent === 'Pause: done'")
+    browser.value("document.querySelector('#policy').value = 'none'")
+    browser.value("document.querySelector('#steer [data-call=SetPolicy]').click()")
+    browser.until("document.querySelector('#steered').textContent === 'SetPolicy: done'")
+    browser.value(f"hypergpu.showNode({json.dumps(NODES[2])})")
+    browser.value("document.querySelector('#why .rules button').click()")
+    browser.until("document.querySelector('#steered').textContent === 'SetNodeRule: done'")
+    assert asked == [
+        ("/control/Pause", "Bearer secret", {}),
+        ("/control/SetPolicy", "Bearer secret", {"policy": "none"}),
+        ("/control/SetNodeRule", "Bearer secret", {"nodeId": NODES[2], "rule": "EXCLUDE"}),
+    ]
+    browser.show(f"http://{serve(run_dir).address}/")  # a run that has ended
+    browser.until(SHOWN)
+    assert browser.value("document.querySelector('#steer').hidden")
 
 
 def test_a_token_is_asked_for_and_leaves_the_address(browser: Browser, run_dir: Path, serve: Serve) -> None:
