@@ -20,7 +20,7 @@ from hypergpu.coordinator.page.record_files import Piece, Place, message
 MAX_VIEWERS: Final = 32
 MAX_VIEWERS_OF_CALLER: Final = 12
 """Viewers at one address, so that one caller does not take the places of all."""
-_LOOK_SECONDS: Final = 0.05
+_LOOK_SECONDS: Final = 0.07
 """Interval at which the files are looked at while somebody watches."""
 _QUIET_SECONDS: Final = 10.0
 """Longest silence of a stream: by it a viewer tells a quiet run from a broken connection."""

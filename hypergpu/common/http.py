@@ -237,10 +237,12 @@ class _Serving:
             async with aclosing(chunks):
                 writer.write(head_of(200, "text/event-stream", _STREAM_HEADERS))
                 async for chunk in chunks:
-                    for at in range(0, len(chunk), _WRITE_BYTES):
-                        writer.write(chunk[at : at + _WRITE_BYTES])
-                        async with asyncio.timeout(self._limits.stream_write_seconds):
-                            await writer.drain()
+                    view = memoryview(chunk)
+                    for at in range(0, len(view), _STREAM_BUFFER_BYTES):
+                        writer.write(view[at : at + _STREAM_BUFFER_BYTES])
+                        if writer.transport.get_write_buffer_size():  # the client is behind
+                            async with asyncio.timeout(self._limits.stream_write_seconds):
+                                await writer.drain()
         finally:
             gone.cancel()
 

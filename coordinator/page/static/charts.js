@@ -45,12 +45,6 @@ export class Charts {
     }
   }
 
-  /** Mark a time, or none. */
-  mark(t) {
-    this.marker = t;
-    for (const { plot } of this.charts) plot?.redraw(false, false);
-  }
-
   recolour() {
     for (const chart of this.charts) {
       chart.plot?.destroy();

@@ -263,7 +263,7 @@ export class Lanes {
     context.fillStyle = colours[colour] ?? colours.unknown;
     context.fillRect(x, y, width, ROW);
     this.boxes.push({ x, y, width, text, from, to });
-    if (label && width > context.measureText(label).width + 6) {
+    if (label && width > 5 * label.length + 6 && width > context.measureText(label).width + 6) {
       context.fillStyle = contrast(colours[colour]);
       context.textAlign = "center";
       context.fillText(label, x + width / 2, y + ROW / 2 + 0.5);
@@ -387,8 +387,15 @@ function clipped(context, text, width) {
   return `${kept}…`;
 }
 
+const inks = new Map();
+
 /** Black or white, whichever reads better on a colour. */
-export function contrast(colour) {
+function contrast(colour) {
+  if (!inks.has(colour)) inks.set(colour, inkOn(colour));
+  return inks.get(colour);
+}
+
+function inkOn(colour) {
   const [r, g, b] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16) / 255)
     .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#0b1016" : "#ffffff";

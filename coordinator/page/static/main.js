@@ -134,34 +134,58 @@ class Page {
     this.draw(true);
   }
 
+  /** Show what changed: figures at once; what takes long part by part, a frame each, unless it must be `now`. */
   draw(now = false) {
-    const state = this.state;
-    this.#header(state);
-    this.#tiles(state);
+    this.#header(this.state);
+    this.#tiles(this.state);
     this.#scrub();
-    const rows = this.#nodes(state);
-    if (rows.length <= MANY) this.map.draw(state, rows);
-    const wait = this.slowAt - performance.now();
-    if (!now && wait > 0) {
-      this.later ??= setTimeout(() => { this.later = null; this.draw(); }, wait);
-      return;
+    if (now || this.history.head.nodes.size <= MANY) this.#drawMap();
+    if (now) {
+      this.parts = null;
+      for (const part of this.#slowParts()) part();
+    } else if (!this.parts) {
+      this.parts = this.#slowParts();
+      setTimeout(() => this.#drawParts(), Math.max(0, this.slowAt - performance.now()));
     }
-    const began = performance.now();
-    if (rows.length > MANY) this.map.draw(state, rows);
-    const marker = this.shownAt === null ? null : this.shownAt;
-    const span = this.#span();
-    this.charts.marker = marker === null ? null : marker - this.history.begin;
-    this.charts.update(this.history.rounds, { metric: this.metric, begin: this.history.begin }, span);
+  }
+
+  #drawParts() {
+    requestAnimationFrame(() => {
+      if (!this.parts) return;
+      const began = performance.now();
+      this.parts.shift()();
+      this.slowAt = Math.max(began + SLOW_MS, this.slowAt) + 3 * (performance.now() - began);
+      if (this.parts.length) this.#drawParts();
+      else this.parts = null;
+    });
+  }
+
+  #slowParts() {
+    return [() => this.#drawMap(), () => this.#drawCharts(), () => this.#drawLanes(), () => this.#drawTables()];
+  }
+
+  #drawMap() {
+    if (this.why.shown && this.state.nodes.has(this.why.shown)) this.map.chosen = this.why.shown;
+    this.map.draw(this.state, this.#nodes(this.state));
+  }
+
+  #drawCharts() {
+    this.charts.marker = this.shownAt === null ? null : this.shownAt - this.history.begin;
+    this.charts.update(this.history.rounds, { metric: this.metric, begin: this.history.begin }, this.#span());
+  }
+
+  #drawLanes() {
     const chosen = at("group").value;
-    const groups = chosen !== "all" ? [chosen] : Object.keys(GROUPS);
-    this.lanes.draw(this.story, groups, span, marker);
+    this.lanes.draw(this.story, chosen === "all" ? Object.keys(GROUPS) : [chosen], this.#span(), this.shownAt);
     const left = this.story.seen.size - MOST_LANES;
     at("lanes-told").textContent = left > 0 ? `The ${MOST_LANES} nodes that most happened to; ${figure(left)} more are in the tables.` : "";
+  }
+
+  #drawTables() {
+    const rows = this.#nodes(this.state);
     this.nodes.update(rows);
     this.links.update(rows);
     this.#events();
-    this.slowAt = performance.now() + Math.max(SLOW_MS, 3 * (performance.now() - began));
-    if (this.why.shown && state.nodes.has(this.why.shown)) this.map.chosen = this.why.shown;
   }
 
   /** The nodes of a state with what nodes.json says of them, by name. */
