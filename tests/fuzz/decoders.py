@@ -36,7 +36,7 @@ from hypergpu.coordinator import convert, failpoints, scraper
 from hypergpu.coordinator.checkpoints import read_any_tensors, read_tensors, write_tensors
 from hypergpu.coordinator.core.links.profile import ROUND_TRIP_QUANTILES
 from hypergpu.coordinator.initial_model import initial_values
-from hypergpu.coordinator.page.record_files import Place, read_piece
+from hypergpu.coordinator.page.record_files import Place, read_piece, states
 from hypergpu.demo import read_summary
 from hypergpu.export import export_model
 from hypergpu.ledger.files import read_key
@@ -438,7 +438,7 @@ DECODERS: Final[Mapping[str, Decoder]] = {
         [b"GET /x?a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n"],
     ),
     "coordinator.page.record_files.read_piece": Decoder(
-        _run_directory(lambda run: read_piece(run, Place("x")), "rounds.jsonl"),
+        _run_directory(lambda run: read_piece(run, states(run), Place("x")), "rounds.jsonl"),
         [line.encode() for line in ROUNDS.splitlines()],
     ),
     "simulation.compute.read_rounds": Decoder(
