@@ -1,7 +1,7 @@
 """Set-up that all gRPC servers share: check of callers, errors as status codes, logging, health and reflection."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from hypergpu.common.errors import HyperGPUError, ProtocolError
+from hypergpu.common.errors import DeadlineExceeded, HyperGPUError, ProtocolError
 from hypergpu.common.rpc import SERVER_OPTIONS, status_of
 
 log = structlog.get_logger()
@@ -22,6 +22,8 @@ else:  # the real classes take no parameters
 Admit = Callable[[str, Context], None]
 """Check of the caller of a method, before any message is read; raises the error that ends the call."""
 OnError = Callable[[HyperGPUError], None]
+MESSAGE_SECONDS: Final = 60.0
+"""Time for the message of a call, during which it takes one of the places of `max_concurrent_rpcs`."""
 _OPEN_TO_ALL: Final = ("/grpc.health.v1.", "/grpc.reflection.")
 """Prefixes of methods that need no token: probes have none, and reflection lists no more than our public protos."""
 _STREAMING: Final = {False: "unary", True: "stream"}
@@ -54,8 +56,8 @@ async def make_server(
 class CallGuard(grpc.aio.ServerInterceptor):
     """Admits calls, decodes their messages, and turns errors into status codes; health and reflection admit all.
 
-    A message is decoded only once its call is admitted. gRPC would do it before, and log a traceback of each that is
-    malformed: any stranger could fill the disk with them.
+    A call is admitted before its message is awaited and decoded. gRPC would do both first: any stranger could take all
+    places for calls by sending nothing, and fill the disk with the tracebacks of malformed messages.
     """
 
     def __init__(self, admit: Admit, on_error: OnError = lambda error: None) -> None:
@@ -87,30 +89,51 @@ def peer_host(context: Context) -> str:
 
 
 def _guarded(handler: Handler, method: str, admit: Admit, on_error: OnError) -> Handler:
-    """Return `handler` behind the check, with the errors of both as status codes."""
+    """Return `handler` behind the check, with the errors of both as status codes.
+
+    Every request is taken as a stream, so that a call is refused before its message has come.
+    """
+    decode = handler.request_deserializer
     arity = f"{_STREAMING[handler.request_streaming]}_{_STREAMING[handler.response_streaming]}"
     behaviour: Any = getattr(handler, arity)
-    decoded = partial(_decoded_each if handler.request_streaming else _decoded, handler.request_deserializer)
 
-    async def one(request: Any, context: Context) -> Any:
+    async def request_of(stream: AsyncIterator[bytes]) -> Any:
+        return _decoded_each(decode, stream) if handler.request_streaming else _decoded(decode, await _only(stream))
+
+    async def one(stream: AsyncIterator[bytes], context: Context) -> Any:
         try:
             admit(method, context)
-            return await behaviour(decoded(request), context)
+            return await behaviour(await request_of(stream), context)
         except Exception as error:
             await _abort(context, method, error, on_error)
 
-    async def many(request: Any, context: Context) -> AsyncIterator[Any]:
+    async def many(stream: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
         try:
             admit(method, context)
-            async for reply in behaviour(decoded(request), context):
+            async for reply in behaviour(await request_of(stream), context):
                 yield reply
         except Exception as error:
             await _abort(context, method, error, on_error)
 
-    replaceable: Any = handler  # a named tuple, which its type does not say
-    behind: Any = {arity: many if handler.response_streaming else one}
-    guarded: Handler = replaceable._replace(**behind, request_deserializer=None)
-    return guarded
+    if handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(many, None, handler.response_serializer)
+    return grpc.stream_unary_rpc_method_handler(one, None, handler.response_serializer)
+
+
+async def _only(stream: AsyncIterator[bytes]) -> bytes:
+    """Return the message of a call that has one.
+
+    Raises:
+        DeadlineExceeded: It does not come.
+        ProtocolError: There is none.
+    """
+    try:
+        async with asyncio.timeout(MESSAGE_SECONDS):
+            async for data in stream:
+                return data
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"the message of the call did not come within {MESSAGE_SECONDS:g} s") from error
+    raise ProtocolError("the call has no message")
 
 
 def _decoded(decode: Callable[[bytes], Any] | None, data: bytes) -> Any:

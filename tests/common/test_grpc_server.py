@@ -1,5 +1,6 @@
 """Servers as all services set them up: who is admitted, how errors end a call, and what probes are told."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -180,3 +181,27 @@ async def test_a_malformed_probe_leaves_no_traceback(caplog: pytest.LogCaptureFi
             await channel.unary_unary("/grpc.health.v1.Health/Check")(b"\xff", timeout=20)
     assert (raised.value.code(), raised.value.details()) == MALFORMED
     assert not caplog.records
+
+
+async def silence() -> AsyncIterator[bytes]:
+    await asyncio.Event().wait()
+    yield b""
+
+
+async def test_a_stranger_who_sends_nothing_takes_no_place() -> None:
+    async with serving("secret") as channel:
+        for _ in range(9):  # one more than there are places
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await channel.stream_unary(f"/{SERVICE}/Echo")(silence(), timeout=20)
+            assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_message_that_does_not_come_ends_its_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hypergpu.common.grpc_server.MESSAGE_SECONDS", 0.01)
+    async with serving() as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await channel.stream_unary(f"/{SERVICE}/Echo")(silence(), timeout=20)
+        assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await channel.stream_unary(f"/{SERVICE}/Echo")(iter([]), timeout=20)
+        assert (raised.value.code(), raised.value.details()) == (grpc.StatusCode.ABORTED, "the call has no message")
