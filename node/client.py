@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 import grpc
+import structlog
 
 from hypergpu.common.byte_ranges import ByteRange, ByteRanges
 from hypergpu.common.connections import useful_connections
-from hypergpu.common.errors import CorruptData, DeadlineExceeded, ProtocolError, Unavailable
+from hypergpu.common.errors import ConfigError, CorruptData, DeadlineExceeded, ProtocolError, Unavailable
+from hypergpu.common.files import FileWatch
 from hypergpu.common.rpc import explain_failure, open_channel
 from hypergpu.common.tensors import Assembler, Chunk, Flat, Manifest
 from hypergpu.common.tls import Tls
@@ -33,6 +35,7 @@ from hypergpu.node.trainer import Update
 from hypergpu.node.uploading import Send, SharedUpload
 from hypergpu.protos import coordinator_pb2 as pb
 
+log = structlog.get_logger()
 _SERVICE = "/hypergpu.coordinator.v1.Training/"
 UNARY_SECONDS = 15.0
 """Timeout of a small call; far above the round trip of any link."""
@@ -85,11 +88,19 @@ class CoordinatorClient:
         self._credentials = credentials
         self._tls, self._http_proxy = tls, http_proxy
         self._transfers: list[_TransferConnection] = []
+        self._files = FileWatch(tls.files if tls is not None else ())
+        self._former: list[grpc.aio.Channel] = []
+        """Channels with the certificate before the present one: calls on them may go on."""
         self._arrived_at = 0.0
         """Arrival of the latest part of a stream."""
 
     async def __aenter__(self) -> Self:
-        self._channel = channel = self._open()
+        self._connect(self._open())
+        return self
+
+    def _connect(self, channel: grpc.aio.Channel) -> None:
+        """Make small calls on this channel from now on."""
+        self._channel = channel
         self._register = channel.unary_unary(
             _SERVICE + "Register", pb.RegisterRequest.SerializeToString, pb.RegisterReply.FromString
         )
@@ -105,10 +116,26 @@ class CoordinatorClient:
         self._leave = channel.unary_unary(
             _SERVICE + "Leave", pb.LeaveRequest.SerializeToString, pb.LeaveReply.FromString
         )
-        return self
 
     async def __aexit__(self, *raised: object) -> None:
-        await asyncio.gather(self._channel.close(), *(each.channel.close() for each in self._transfers))
+        await asyncio.gather(*(each.close() for each in (*self._former, *self._channels())))
+
+    def _channels(self) -> list[grpc.aio.Channel]:
+        return [self._channel, *(each.channel for each in self._transfers)]
+
+    async def _renew(self) -> None:
+        """Make new connections where the certificate or its authority was renewed; calls that go on keep theirs."""
+        if not self._files.have_changed():
+            return
+        try:
+            channel = self._open()
+        except ConfigError as error:
+            log.warning("changed certificates cannot be used; the former ones stay in use", reason=str(error))
+            return
+        former, self._former, self._transfers = self._former, self._channels(), []
+        self._connect(channel)
+        await asyncio.gather(*(each.close() for each in former))
+        log.info("certificates were read again")
 
     def _open(self) -> grpc.aio.Channel:
         return open_channel(self.address, self._tls, http_proxy=self._http_proxy)
@@ -128,6 +155,7 @@ class CoordinatorClient:
         Raises:
             ForkedLedger: the ledger of the run has another key than before.
         """
+        await self._renew()
         request.key = self._credentials.countersigning.public_key
         reply = await self._call(self._register, request)
         self._credentials.keep(reply.lease)
@@ -142,6 +170,7 @@ class CoordinatorClient:
         Raises:
             ForkedLedger: the checkpoint in the reply does not go on from what the node has seen of the ledger.
         """
+        await self._renew()
         request.ledger_size = self._credentials.countersigning.ledger_size
         reply = await self._call(self._heartbeat, request, timeout_seconds)
         if reply.directive != pb.HeartbeatReply.REGISTER_AGAIN:  # else it is not about the run that is watched

@@ -1,13 +1,18 @@
 """Bounded readers of files that a user names; every error names the path."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
+from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.errors import ConfigError
 from hypergpu.common.text import printable
 
 MAX_TEXT_BYTES = 64 << 20
 """Largest file that is read whole. A trace of a long measurement takes about 10 MB."""
+
+_LOOK_SECONDS: Final = 1.0
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
@@ -49,6 +54,34 @@ def state_of(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+class FileWatch:
+    """Files that may change, looked at once a second at most.
+
+    Args:
+        files: files to look at.
+        clock: time.
+    """
+
+    def __init__(self, files: Iterable[Path], clock: Clock = monotonic) -> None:
+        self._files, self._clock = tuple(files), clock
+        self._state = self._states()
+        self._looked_at = clock()
+
+    def have_changed(self) -> bool:
+        """Return whether the files have changed since this was last true; files that are missing have not yet."""
+        if not self._files or self._clock() - self._looked_at < _LOOK_SECONDS:
+            return False
+        self._looked_at = self._clock()
+        state = self._states()
+        if state == self._state or None in state:
+            return False
+        self._state = state
+        return True
+
+    def _states(self) -> list[tuple[int, int, int] | None]:
+        return [state_of(file) for file in self._files]
 
 
 def shown(path: Path) -> str:

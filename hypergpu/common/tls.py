@@ -40,6 +40,12 @@ class Tls:
     authority: Path | None = None
     client_authority: Path | None = None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files of these that are given."""
+        given = (self.certificate, self.key, self.authority, self.client_authority)
+        return tuple(file for file in given if file is not None)
+
 
 def server_tls(
     certificate: Path | None, key: Path | None, client_authority: Path | None = None, *, insecure: bool

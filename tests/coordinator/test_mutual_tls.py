@@ -11,9 +11,11 @@ import pytest
 from cryptography import x509
 
 from hypergpu.certificates import AUTHORITY, Authority
-from hypergpu.common.errors import ConfigError, Unavailable
+from hypergpu.common.errors import ConfigError, PermissionDenied, Unavailable
 from hypergpu.common.rpc import LEASE, NODE_ID, explain_failure, open_channel
 from hypergpu.common.tls import Tls
+from hypergpu.node.client import CoordinatorClient
+from hypergpu.node.credentials import Credentials
 from hypergpu.protos import coordinator_pb2 as pb
 from tests.coordinator.test_identity import METHODS, ends, requests_for
 from tests.coordinator.test_services import FakeNode, Running, code_of, running
@@ -106,6 +108,27 @@ async def test_certificates_are_renewed_without_a_restart(tmp_path: Path, author
         after = await asyncio.to_thread(serial, run.address, certs)
         assert after == x509.load_pem_x509_certificate(renewed.read_bytes()).serial_number != before
         await run.node("node_1").register()
+
+
+async def test_a_node_shows_a_renewed_certificate_without_a_restart(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hypergpu.common.files._LOOK_SECONDS", 0.0)
+    certs = tmp_path / "certs"
+    async with (
+        secured(tmp_path, authority) as run,
+        CoordinatorClient(run.address, Credentials("node_1"), tls=tls_of(certs, "node_1")) as client,
+    ):
+        reply = await client.register(pb.RegisterRequest(node_id="node_1", incarnation="1"))
+        beat = pb.HeartbeatRequest(node_id="node_1", run_id=reply.run_id, state="idle")
+        (certs / "node-node_1-key.pem").write_text("broken")
+        await client.heartbeat(beat)  # the former pair stays in use
+        for end in (".pem", "-key.pem"):
+            (certs / f"node-node_1{end}").write_bytes((certs / f"node-node_2{end}").read_bytes())
+        with pytest.raises(PermissionDenied, match="the certificate is for node_2"):
+            await client.heartbeat(beat)
+        authority.sign_node("node_1", 10)
+        await client.heartbeat(beat)
 
 
 def test_an_authority_stays_and_its_key_is_for_its_user_alone(tmp_path: Path) -> None:
