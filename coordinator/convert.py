@@ -192,6 +192,11 @@ def arrived(header: pb.UpdateHeader) -> ev.UpdateArrived:
     )
 
 
+def announced(header: pb.UpdateHeader) -> int | None:
+    """Return the CRC-32C of the whole payload that a header announces; None if it announces none."""
+    return header.payload_crc32c if header.HasField("payload_crc32c") else None
+
+
 def download(message: pb.UpdateHeader | pb.PullWorkRequest) -> Transfer | None:
     """Return the download that a node reports; None if it reports none.
 

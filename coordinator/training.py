@@ -27,7 +27,7 @@ from google.protobuf.message import Message
 
 from hypergpu.common.byte_ranges import ByteRange
 from hypergpu.common.clock import Clock, monotonic
-from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork, Unavailable
+from hypergpu.common.errors import CorruptData, InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork, Unavailable
 from hypergpu.common.grpc_server import Context, Handler, peer_host
 from hypergpu.common.rpc import check_node_id
 from hypergpu.common.tensors import Chunk
@@ -232,7 +232,8 @@ class TrainingService:
         require_payload_bytes(header.encoding, form)
         stream = object()
         began = self._clock()
-        upload = await engine.uploads.open(event.node, (event.round, event.attempt), stream, form.payload_bytes)
+        work_key, announced = (event.round, event.attempt), convert.announced(header)
+        upload = await engine.uploads.open(event.node, work_key, stream, form.payload_bytes, announced=announced)
         try:
             wanted = await self._receive(request, upload, stream, event, began)
         except (ProtocolError, NonFiniteUpdate) as error:
@@ -256,13 +257,14 @@ class TrainingService:
         engine, node = self._engine, request.node_id
         require_caller(context, check_node_id(node))
         accepted = engine.ask(AskProgress(node, request.run_id, request.round))
-        held = engine.uploads.progress(node, (request.round, request.attempt))
+        key = request.round, request.attempt
+        held, announced = engine.uploads.progress(node, key), engine.uploads.checksum_of(node, key)
         if accepted:
             return pb.UploadProgress(accepted=True)
         if held is None:
             return pb.UploadProgress()
         missing = [pb.ByteRange(start=part.start, end=part.end) for part in held.missing]
-        return pb.UploadProgress(next_offset=held.next_offset, missing=missing)
+        return pb.UploadProgress(next_offset=held.next_offset, missing=missing, payload_crc32c=announced)
 
     async def return_work(self, request: pb.ReturnWorkRequest, context: Context) -> pb.ReturnWorkReply:
         """Record that a node abandons its work unit."""
@@ -356,6 +358,10 @@ class TrainingService:
     ) -> pb.PushUpdateReply:
         engine = self._engine
         engine.uploads.detach(upload)
+        if not await asyncio.to_thread(lambda: upload.is_as_announced):
+            engine.uploads.recycle(upload)
+            engine.metrics.rejected.labels(CorruptData.__name__).inc()
+            raise CorruptData(f"the update of {event.node} does not match its checksum; send it again")
         try:
             receipt = await self._receipt(header, upload)
             norm, sketch = await engine.measure(upload.payload, event.codec, event.round)

@@ -18,7 +18,7 @@ import structlog
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.connections import MAX_CONNECTIONS
 from hypergpu.common.errors import StaleWork, StorageError, Unavailable
-from hypergpu.common.tensors import Assembler, Payload
+from hypergpu.common.tensors import Assembler, Payload, checksum
 from hypergpu.common.transfer_meter import Transfer, TransferMeter
 from hypergpu.coordinator.health import ReportState
 
@@ -50,6 +50,8 @@ class Upload:
     """Buffer whose beginning receives the payload."""
     is_on_disk: bool = False
     """True if the buffer is on the disk."""
+    checksum: int | None = None
+    """CRC-32C of the whole payload, as its sender announced it; None if it did not."""
     opened_at: float = 0.0
     """Time at which the latest stream began."""
     opened_bytes: int = 0
@@ -71,6 +73,11 @@ class Upload:
     def payload(self) -> Payload:
         """Bytes of the update; those of `assembler.missing` have not arrived yet."""
         return self.assembler.payload
+
+    @property
+    def is_as_announced(self) -> bool:
+        """True if a complete payload has the checksum that was announced."""
+        return self.checksum is None or checksum(self.payload.data) == self.checksum
 
     def begin_stream(self, stream: object, now: float) -> None:
         """Add a stream. Beyond `MAX_CONNECTIONS` it replaces the one that was silent longest."""
@@ -155,24 +162,40 @@ class Uploads:
         upload = self._held.get(node)
         return upload.assembler if upload is not None and upload.work == work else None
 
-    async def open(self, node: str, work: WorkKey, stream: object, payload_bytes: int | None = None) -> Upload:
-        """Begin an upload, resume it, or join the streams that send it.
+    def checksum_of(self, node: str, work: WorkKey) -> int | None:
+        """Return the announced checksum of the upload of this work unit; None if there is none."""
+        upload = self._held.get(node)
+        return upload.checksum if upload is not None and upload.work == work else None
+
+    async def open(
+        self,
+        node: str,
+        work: WorkKey,
+        stream: object,
+        payload_bytes: int | None = None,
+        *,
+        announced: int | None = None,
+    ) -> Upload:
+        """Begin an upload, resume it, or join the streams that send it. One of another payload is given up.
 
         Args:
             node: Sender.
             work: Work unit of the update.
             stream: Stream that sends it.
             payload_bytes: Size of the payload; by default `total_bytes`, and never more.
+            announced: CRC-32C of the whole payload.
         """
         async with self._opening.setdefault(node, asyncio.Lock()):  # the streams of one upload share one buffer
             upload = self._held.get(node)
-            if upload is None or upload.work != work:
+            if upload is None or upload.work != work or upload.checksum != announced:
                 if upload is not None:
                     self.close(upload)
                 buffer, is_on_disk = await self._buffer(node)
                 if not self._waiting:
                     _block_nobody(self._held.values())
-                upload = self._held[node] = Upload(node, work, Assembler(buffer[:payload_bytes]), buffer, is_on_disk)
+                upload = self._held[node] = Upload(
+                    node, work, Assembler(buffer[:payload_bytes]), buffer, is_on_disk, announced
+                )
             upload.begin_stream(stream, self._clock())
             return upload
 

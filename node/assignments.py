@@ -140,7 +140,7 @@ class Assignments:
     async def ask_progress(self, work: Work) -> pb.UploadProgress:
         """Ask how much of the update the coordinator holds; the next `push` sends the rest."""
         progress = await self._client.upload_progress(work.id)
-        self._missing = missing_of(progress, self._require_update()[1].payload.nbytes)
+        self._missing = missing_of(progress, self._require_update()[1].payload)
         if progress.accepted:
             self._record_call()
             self._end_push(work, "duplicate", self._require_update()[0])

@@ -13,7 +13,7 @@ from hypergpu.common.connections import useful_connections
 from hypergpu.common.errors import ConfigError, CorruptData, DeadlineExceeded, ProtocolError, Unavailable
 from hypergpu.common.files import FileWatch
 from hypergpu.common.rpc import explain_failure, open_channel
-from hypergpu.common.tensors import Assembler, Chunk, Flat, Manifest
+from hypergpu.common.tensors import Assembler, Chunk, Flat, Manifest, Payload, checksum
 from hypergpu.common.tls import Tls
 from hypergpu.common.wire import (
     codec_from_proto,
@@ -328,6 +328,7 @@ class CoordinatorClient:
         """
         payload = encoded.payload
         header = _header(work, manifest, update, encoded)
+        header.header.payload_crc32c = checksum(payload.data)
         if update is not None:
             sign = self._credentials.countersigning.sign
             receipt = await asyncio.get_running_loop().run_in_executor(None, sign, header.header, payload)
@@ -342,7 +343,7 @@ class CoordinatorClient:
             return lambda chunks: self._call_push(connection, header, chunks, timeout_seconds)
 
         async def ask_missing() -> ByteRanges:
-            return missing_of(await self.upload_progress(work.id), payload.nbytes)
+            return missing_of(await self.upload_progress(work.id), payload)
 
         try:
             return await upload.send([sender(connection) for connection in connections], ask_missing)
@@ -409,11 +410,13 @@ class _TransferConnection:
         self.push = channel.stream_unary(_SERVICE + "PushUpdate", encode_part, pb.PushUpdateReply.FromString)
 
 
-def missing_of(progress: pb.UploadProgress, payload_bytes: int) -> ByteRanges:
-    """Return what the coordinator lacks of an update, within the payload."""
+def missing_of(progress: pb.UploadProgress, payload: Payload) -> ByteRanges:
+    """Return what the coordinator lacks of a payload: everything, if what it holds is of another one."""
+    if progress.HasField("payload_crc32c") and progress.payload_crc32c != checksum(payload.data):
+        return ByteRanges([(0, payload.nbytes)])
     if progress.missing:
-        return ByteRanges((min(part.start, payload_bytes), min(part.end, payload_bytes)) for part in progress.missing)
-    return ByteRanges([(min(progress.next_offset, payload_bytes), payload_bytes)])
+        return ByteRanges((min(part.start, payload.nbytes), min(part.end, payload.nbytes)) for part in progress.missing)
+    return ByteRanges([(min(progress.next_offset, payload.nbytes), payload.nbytes)])
 
 
 def _header(work: Work, manifest: Manifest, update: Update | None, encoded: EncodedUpdate) -> pb.UpdatePart:

@@ -20,7 +20,7 @@ from hypergpu.common.codecs import PayloadFormat
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.roles import Role
 from hypergpu.common.rpc import LEASE, NODE_ID, open_channel
-from hypergpu.common.tensors import Assembler, Chunk, Flat, chunks
+from hypergpu.common.tensors import Assembler, Chunk, Flat, checksum, chunks
 from hypergpu.common.tls import Tls
 from hypergpu.common.token import TokenSource
 from hypergpu.common.wire import codec_from_proto, decode_work_part, encode_part, manifest_from_proto
@@ -314,6 +314,25 @@ async def test_a_metric_that_raises_is_told_by_its_name_and_the_run_goes_on(tmp_
     assert told.startswith("metric 'auc' raised ValueError: only one class")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["metric"]["name"], summary["final_auc"], summary["rounds"]) == ("auc", None, 2)
+
+
+async def test_an_update_has_the_checksum_that_its_header_announces(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        a = run.node("a")
+        await a.register()
+        order = await a.work()
+        first, second = np.full(8, 2.0, np.float32), np.full(8, 3.0, np.float32)
+        announced = checksum(first.view(np.uint8).data)
+        await a.push_parts([a.header(order.order, payload_crc32c=announced), *list(chunks(first, chunk_bytes=8))[:2]])
+        progress = await a.stub.GetUploadProgress(order.order.work, metadata=a.metadata)
+        assert (progress.next_offset, progress.payload_crc32c) == (16, announced)
+        other = checksum(second.view(np.uint8).data)
+        rest = list(chunks(second, chunk_bytes=8))[2:]  # after what is held of another payload
+        reply = await a.push_parts([a.header(order.order, payload_crc32c=other), *rest])
+        assert (reply.outcome, reply.next_offset) == (pb.PushUpdateReply.INCOMPLETE, 0)
+        code, text = await code_of(a.push_parts([a.header(order.order, payload_crc32c=announced), *chunks(second)]))
+        assert (code, "does not match its checksum" in text) == (grpc.StatusCode.DATA_LOSS, True)
+        assert await a.push(order, second, payload_crc32c=other) == pb.PushUpdateReply.ACCEPTED
 
 
 async def test_a_broken_upload_goes_on_where_it_stopped_and_leaves_no_trace_in_the_mean(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from hypergpu.common.connections import MAX_CONNECTIONS
 from hypergpu.common.errors import StaleWork, StorageError, Unavailable
-from hypergpu.common.tensors import Payload, chunks
+from hypergpu.common.tensors import Payload, checksum, chunks
 from hypergpu.coordinator.spill import spilled_buffer
 from hypergpu.coordinator.uploads import LEAST_MEASURED_SECONDS, STALLED_SECONDS, Disk, Upload, Uploads
 
@@ -57,6 +57,25 @@ async def test_another_attempt_starts_afresh() -> None:
     upload.assembler.add(next(iter(chunks(FLAT, chunk_bytes=1000))))
     assert (await uploads.open("a", (1, 2), object())).assembler.next_offset == 0
     assert uploads.progress("a", (1, 1)) is None
+
+
+async def test_an_upload_of_another_payload_starts_afresh() -> None:
+    uploads = Uploads(FLAT.nbytes, 1 << 20)
+    first = object()
+    upload = await uploads.open("a", (1, 1), first, announced=checksum(BYTES.data))
+    upload.assembler.add(next(iter(chunks(FLAT, chunk_bytes=1000))))
+    uploads.suspend(upload, first)
+    assert uploads.checksum_of("a", (1, 1)) == checksum(BYTES.data)
+    assert uploads.checksum_of("a", (1, 2)) is None
+    assert await uploads.open("a", (1, 1), object(), announced=checksum(BYTES.data)) is upload
+    other = await uploads.open("a", (1, 1), object(), announced=checksum((FLAT + 1).view(np.uint8).data))
+    assert other.assembler.next_offset == 0
+    for part in chunks(FLAT):
+        other.assembler.add(part)
+    assert not other.is_as_announced
+    for part in chunks(FLAT + 1):
+        other.assembler.payload[:] = part.data
+    assert other.is_as_announced
 
 
 async def test_no_more_buffers_than_allowed_and_who_waits_gets_the_next() -> None:

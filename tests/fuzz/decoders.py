@@ -333,7 +333,7 @@ DECODERS: Final[Mapping[str, Decoder]] = {
     "node.client._assembler_of": _messages(pb.WorkOrder, _work_order, _ORDER, _ORDER_OF_FRAGMENTS),
     "node.client.missing_of": _messages(
         pb.UploadProgress,
-        lambda progress: missing_of(progress, 64),
+        lambda progress: missing_of(progress, np.zeros(64, np.uint8)),
         pb.UploadProgress(next_offset=8, missing=[pb.ByteRange(start=8, end=64)]),
     ),
     "node.core.witness.see": _messages(

@@ -9,8 +9,9 @@ import pytest
 from hypergpu.common.byte_ranges import ByteRanges
 from hypergpu.common.connections import MOST_FAILURES
 from hypergpu.common.errors import CorruptData, HyperGPUError, StaleWork, Unavailable
-from hypergpu.common.tensors import CHUNK_BYTES, STRIPE_BYTES, Assembler, Chunk, Payload
+from hypergpu.common.tensors import CHUNK_BYTES, STRIPE_BYTES, Assembler, Chunk, Payload, checksum
 from hypergpu.node import uploading
+from hypergpu.node.client import missing_of
 from hypergpu.node.uploading import Send, SharedUpload
 from hypergpu.protos import coordinator_pb2 as pb
 
@@ -180,3 +181,12 @@ async def test_an_update_that_arrived_needs_its_outcome_only() -> None:
     upload = SharedUpload(PAYLOAD, ByteRanges(), 1)
     assert await upload.send([receiver.connection(0)], receiver.missing) is ACCEPTED
     assert receiver.chunks == {0: []}
+
+
+def test_what_is_held_of_another_payload_is_sent_anew() -> None:
+    payload = np.arange(100, dtype=np.uint8)
+    held = pb.UploadProgress(missing=[pb.ByteRange(start=60, end=100)])
+    assert list(missing_of(held, payload)) == [(60, 100)]
+    held.payload_crc32c = checksum(payload.data)
+    assert list(missing_of(held, payload)) == [(60, 100)]
+    assert list(missing_of(held, payload + 1)) == [(0, 100)]
