@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 import grpc
-import structlog
 
 from hypergpu.common.byte_ranges import ByteRange, ByteRanges
 from hypergpu.common.connections import useful_connections
-from hypergpu.common.errors import ConfigError, CorruptData, DeadlineExceeded, ProtocolError, Unavailable
+from hypergpu.common.errors import CorruptData, DeadlineExceeded, ProtocolError, Unavailable
 from hypergpu.common.files import FileWatch
 from hypergpu.common.rpc import explain_failure, open_channel
 from hypergpu.common.tensors import Assembler, Chunk, Flat, Manifest, Payload, checksum
@@ -18,12 +17,12 @@ from hypergpu.common.tls import Tls
 from hypergpu.common.wire import (
     codec_from_proto,
     decode_work_part,
-    encode_part,
     encoding_to_proto,
     manifest_from_proto,
     manifest_to_proto,
     require_payload_bytes,
 )
+from hypergpu.node.connections import Connections, TransferConnection
 from hypergpu.node.core.gpu import GPUSpecs
 from hypergpu.node.core.held_parameters import HeldParameters
 from hypergpu.node.core.timeouts import chunk_timeout_seconds
@@ -35,8 +34,6 @@ from hypergpu.node.trainer import Update
 from hypergpu.node.uploading import Send, SharedUpload
 from hypergpu.protos import coordinator_pb2 as pb
 
-log = structlog.get_logger()
-_SERVICE = "/hypergpu.coordinator.v1.Training/"
 UNARY_SECONDS = 15.0
 """Timeout of a small call; far above the round trip of any link."""
 
@@ -87,67 +84,19 @@ class CoordinatorClient:
         self.downloads = DownloadMeter()
         self._credentials = credentials
         self._tls, self._http_proxy = tls, http_proxy
-        self._transfers: list[_TransferConnection] = []
-        self._files = FileWatch(tls.files if tls is not None else ())
-        self._former: list[grpc.aio.Channel] = []
-        """Channels with the certificate before the present one: calls on them may go on."""
         self._arrived_at = 0.0
         """Arrival of the latest part of a stream."""
 
     async def __aenter__(self) -> Self:
-        self._connect(self._open())
+        files = FileWatch(self._tls.files if self._tls is not None else ())
+        self._connections = Connections(self._open, files)
         return self
 
-    def _connect(self, channel: grpc.aio.Channel) -> None:
-        """Make small calls on this channel from now on."""
-        self._channel = channel
-        self._register = channel.unary_unary(
-            _SERVICE + "Register", pb.RegisterRequest.SerializeToString, pb.RegisterReply.FromString
-        )
-        self._heartbeat = channel.unary_unary(
-            _SERVICE + "Heartbeat", pb.HeartbeatRequest.SerializeToString, pb.HeartbeatReply.FromString
-        )
-        self._progress = channel.unary_unary(
-            _SERVICE + "GetUploadProgress", pb.WorkId.SerializeToString, pb.UploadProgress.FromString
-        )
-        self._return = channel.unary_unary(
-            _SERVICE + "ReturnWork", pb.ReturnWorkRequest.SerializeToString, pb.ReturnWorkReply.FromString
-        )
-        self._leave = channel.unary_unary(
-            _SERVICE + "Leave", pb.LeaveRequest.SerializeToString, pb.LeaveReply.FromString
-        )
-
     async def __aexit__(self, *raised: object) -> None:
-        await asyncio.gather(*(each.close() for each in (*self._former, *self._channels())))
-
-    def _channels(self) -> list[grpc.aio.Channel]:
-        return [self._channel, *(each.channel for each in self._transfers)]
-
-    async def _renew(self) -> None:
-        """Make new connections where the certificate or its authority was renewed; calls that go on keep theirs."""
-        if not self._files.have_changed():
-            return
-        try:
-            channel = self._open()
-        except ConfigError as error:
-            log.warning("changed certificates cannot be used; the former ones stay in use", reason=str(error))
-            return
-        former, self._former, self._transfers = self._former, self._channels(), []
-        self._connect(channel)
-        await asyncio.gather(*(each.close() for each in former))
-        log.info("certificates were read again")
+        await self._connections.close()
 
     def _open(self) -> grpc.aio.Channel:
         return open_channel(self.address, self._tls, http_proxy=self._http_proxy)
-
-    def _connections(self, count: int) -> list["_TransferConnection"]:
-        """Return the first `count` connections for transfers, opened on first use.
-
-        Small calls have a connection of their own: on a shared one they would wait behind the transfers.
-        """
-        while len(self._transfers) < count:
-            self._transfers.append(_TransferConnection(self._open()))
-        return self._transfers[:count]
 
     async def register(self, request: pb.RegisterRequest) -> pb.RegisterReply:
         """Register with the run, and show the lease of the reply from now on.
@@ -155,9 +104,9 @@ class CoordinatorClient:
         Raises:
             ForkedLedger: the ledger of the run has another key than before.
         """
-        await self._renew()
+        await self._connections.renew()
         request.key = self._credentials.countersigning.public_key
-        reply = await self._call(self._register, request)
+        reply = await self._call(self._connections.small.register, request)
         self._credentials.keep(reply.lease)
         self._credentials.countersigning.begin(reply.ledger_key)
         return reply
@@ -170,28 +119,30 @@ class CoordinatorClient:
         Raises:
             ForkedLedger: the checkpoint in the reply does not go on from what the node has seen of the ledger.
         """
-        await self._renew()
+        await self._connections.renew()
         request.ledger_size = self._credentials.countersigning.ledger_size
-        reply = await self._call(self._heartbeat, request, timeout_seconds)
+        reply = await self._call(self._connections.small.heartbeat, request, timeout_seconds)
         if reply.directive != pb.HeartbeatReply.REGISTER_AGAIN:  # else it is not about the run that is watched
             self._credentials.countersigning.see(reply.ledger)
         return reply
 
     async def upload_progress(self, work: pb.WorkId) -> pb.UploadProgress:
         """Return how much of an update the coordinator holds."""
-        return await self._call(self._progress, work)
+        return await self._call(self._connections.small.progress, work)
 
     async def return_work(
         self, work: pb.WorkId, reason: str, detail: str, timeout_seconds: float = UNARY_SECONDS
     ) -> None:
         """Return a work unit."""
         request = pb.ReturnWorkRequest(work=work, reason=reason, detail=detail[:400])
-        await self._call(self._return, request, timeout_seconds)
+        await self._call(self._connections.small.return_work, request, timeout_seconds)
 
     async def leave(self, run_id: str, reason: str, timeout_seconds: float = UNARY_SECONDS) -> None:
         """Leave the run."""
         await self._call(
-            self._leave, pb.LeaveRequest(node_id=self.node_id, run_id=run_id, reason=reason), timeout_seconds
+            self._connections.small.leave,
+            pb.LeaveRequest(node_id=self.node_id, run_id=run_id, reason=reason),
+            timeout_seconds,
         )
         self._credentials.forget()
 
@@ -216,7 +167,7 @@ class CoordinatorClient:
         request = pb.PullWorkRequest(node_id=self.node_id, run_id=run_id, wait_seconds=wait_seconds, download=report)
         request.parameters_version = held.version
         request.fragment_versions.extend(held.fragment_versions)
-        call = self._connections(1)[0].pull(request, metadata=self._credentials.metadata())
+        call = self._connections.for_transfers(1)[0].pull(request, metadata=self._credentials.metadata())
         parts = self._parts_of(call, chunk_timeout_seconds(0.0) + wait_seconds)
         receiving: Coroutine[Any, Any, None] | None = None
         try:
@@ -265,14 +216,14 @@ class CoordinatorClient:
                 deliver(chunk)
             return
 
-        def receiver(connection: _TransferConnection) -> Receive:
+        def receiver(connection: TransferConnection) -> Receive:
             return lambda ranges: self._more(connection, work.order, ranges)
 
-        others = [receiver(connection) for connection in self._connections(count)[1:]]
+        others = [receiver(connection) for connection in self._connections.for_transfers(count)[1:]]
         await SharedDownload(assembler, deliver).receive(first, others)
 
     async def _more(
-        self, connection: "_TransferConnection", order: pb.WorkOrder, ranges: Sequence[ByteRange]
+        self, connection: "TransferConnection", order: pb.WorkOrder, ranges: Sequence[ByteRange]
     ) -> AsyncIterator[Chunk]:
         """Yield chunks of parameters on a further connection."""
         message = [pb.ByteRange(start=start, end=end) for start, end in ranges]
@@ -336,10 +287,10 @@ class CoordinatorClient:
         report = self.downloads.take_report() if update else None
         if report is not None:
             header.header.download.CopyFrom(report)
-        connections = self._connections(useful_connections(work.order.connections.up, missing.total))
+        connections = self._connections.for_transfers(useful_connections(work.order.connections.up, missing.total))
         upload = SharedUpload(payload, missing, len(connections))
 
-        def sender(connection: _TransferConnection) -> Send:
+        def sender(connection: TransferConnection) -> Send:
             return lambda chunks: self._call_push(connection, header, chunks, timeout_seconds)
 
         async def ask_missing() -> ByteRanges:
@@ -354,7 +305,7 @@ class CoordinatorClient:
 
     async def _call_push(
         self,
-        connection: "_TransferConnection",
+        connection: "TransferConnection",
         header: pb.UpdatePart,
         chunks: AsyncIterator[Chunk],
         timeout_seconds: float,
@@ -396,18 +347,6 @@ def _assembler_of(order: pb.WorkOrder, held: HeldParameters) -> Assembler:
     form = held.payload_format(codec_from_proto(order.parameters), order.fragments.parameters)
     require_payload_bytes(order.parameters, form)
     return Assembler(held.begin(form, order.base_version, order.fragments.parameters))
-
-
-class _TransferConnection:
-    """A connection for transfers, with the calls on it."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.channel = channel
-        self.pull = channel.unary_stream(_SERVICE + "PullWork", pb.PullWorkRequest.SerializeToString, bytes)
-        self.parameters = channel.unary_stream(
-            _SERVICE + "PullParameters", pb.PullParametersRequest.SerializeToString, bytes
-        )
-        self.push = channel.stream_unary(_SERVICE + "PushUpdate", encode_part, pb.PushUpdateReply.FromString)
 
 
 def missing_of(progress: pb.UploadProgress, payload: Payload) -> ByteRanges:
