@@ -20,7 +20,9 @@ from enum import StrEnum
 from hypergpu.common.errors import ConfigError
 
 VARIABLE = "HYPERGPU_FAILPOINTS"
-_FAULT = re.compile(r"([a-z_.]+)=(crash|error|delay|short|torn)(?::(\d+(?:\.\d+)?))?(?:@(\d+)(?:-(\d+))?)?", re.ASCII)
+_FAULT = re.compile(
+    r"([a-z_.]+)=(crash|error|delay|short|torn)(?::(\d{1,9}(?:\.\d{1,9})?))?(?:@(\d{1,18})(?:-(\d{1,18}))?)?", re.ASCII
+)
 _ENDLESS = 1 << 62
 
 

@@ -228,9 +228,13 @@ def _check_dates(certificate: Path, server: ssl.SSLContext) -> None:
 
 
 def _out_of_date(not_before: str, not_after: str, now: float) -> str:
-    if now > ssl.cert_time_to_seconds(not_after):
+    try:
+        since, until = map(ssl.cert_time_to_seconds, (not_before, not_after))
+    except ValueError:
+        return f"is damaged: it is valid from {not_before!r} to {not_after!r}"
+    if now > until:
         return f"expired on {not_after}: get the present one"
-    if now < ssl.cert_time_to_seconds(not_before):
+    if now < since:
         return f"is not valid before {not_before}: check the clock"
     return ""
 

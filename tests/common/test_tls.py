@@ -1,6 +1,7 @@
 """Certificates: each fault is told as what it is, with the path, and a handshake that fails by its cause."""
 
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -38,7 +39,16 @@ def files(tmp_path: Path, certificates: Any) -> dict[str, Path]:
     ):
         made[name] = tmp_path / f"{name.replace(' ', '-')}.pem"
         made[name].write_text(text)
+    made["no date"] = tmp_path / "no-date.pem"
+    made["no date"].write_text(without_date(good.certificate.read_text()))
     return made
+
+
+def without_date(certificate: str) -> str:
+    """Return a certificate with a letter in the date from which it is valid."""
+    data = bytearray(ssl.PEM_cert_to_DER_cert(certificate))
+    data[data.index(b"\x17\x0d") + 4] = ord("x")  # UTCTime of 13 characters
+    return ssl.DER_cert_to_PEM_cert(bytes(data))
 
 
 BAD_PAIRS = [
@@ -83,6 +93,7 @@ def test_a_good_pair_is_read(files: dict[str, Path]) -> None:
         ("broken", "{} holds no certificate that can be used"),
         ("expired", "the certificate authority {} expired on Jan  1 00:00:00 2021 GMT"),
         ("future", "the certificate authority {} is not valid before Jan  1 00:00:00 2098 GMT"),
+        ("no date", "the certificate authority {} is damaged: it is valid from 'Bad time value'"),
     ],
 )
 def test_a_client_tells_a_bad_authority(files: dict[str, Path], name: str, told: str) -> None:

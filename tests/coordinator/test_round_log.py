@@ -193,7 +193,18 @@ def test_failpoints_act_from_one_visit_to_another() -> None:
     assert failpoints.parse("") is None
 
 
-@pytest.mark.parametrize("text", ["log.sync", "log.sync=explode", "log.nowhere=crash", "log.sync=crash@x", "=", "a=b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "log.sync",
+        "log.sync=explode",
+        "log.nowhere=crash",
+        "log.sync=crash@x",
+        "=",
+        "a=b",
+        f"log.sync=crash@{'9' * 5000}",
+    ],
+)
 def test_a_wrong_failpoint_is_named(text: str) -> None:
     with pytest.raises(ConfigError, match="HYPERGPU_FAILPOINTS"):
         failpoints.parse(text)
