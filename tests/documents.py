@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (
     "README.md",
+    "docs/ledger.md",
     "docs/live-page.md",
     "docs/models.md",
     "docs/netsim.md",
@@ -20,7 +21,7 @@ DOCUMENTS = (
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ROW = re.compile(r"^\| (.+?) \|", re.MULTILINE)
 _SPAN = re.compile(r"`([^`]+)`")
-_PROGRAMS = ("hypergpu", "make", "python", "bash", "openssl", "docker", ".venv/bin/pytest")
+_PROGRAMS = ("hypergpu", "make", "python", "bash", "openssl", "docker", "cp", ".venv/bin/pytest")
 
 
 @dataclass(frozen=True, slots=True)
