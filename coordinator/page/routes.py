@@ -20,7 +20,12 @@ OnRefused = Callable[[HyperGPUError], None]
 
 
 def page_routes(
-    directory: Path, tokens: Mapping[Role, TokenSource], about: About, on_refused: OnRefused = lambda _: None
+    directory: Path,
+    tokens: Mapping[Role, TokenSource],
+    about: About,
+    on_refused: OnRefused = lambda _: None,
+    *,
+    beside: Path | None = None,
 ) -> Routes:
     """Return the routes of the page of a run.
 
@@ -29,18 +34,25 @@ def page_routes(
         tokens: tokens of each role, as for gRPC; the page shows them as `Authorization: Bearer TOKEN`.
         about: what a viewer is told first of the run.
         on_refused: told of refused requests.
+        beside: another run, whose rounds are drawn beside those of this one.
     """
-    feed = Feed(directory, about)
 
-    def events(request: Request) -> Answer | Chunks:
-        try:
-            require_role(tokens, WATCH, shown_token(request))
-            return feed.open(request.address, request.headers.get("last-event-id", ""))
-        except HyperGPUError as error:
-            on_refused(error)
-            return refusal(error)
+    def stream(feed: Feed) -> Stream:
+        def events(request: Request) -> Answer | Chunks:
+            try:
+                require_role(tokens, WATCH, shown_token(request))
+                return feed.open(request.address, request.headers.get("last-event-id", ""))
+            except HyperGPUError as error:
+                on_refused(error)
+                return refusal(error)
 
-    return {**static_routes(), "/events": Stream(events)}
+        return Stream(events)
+
+    if beside is None:
+        return {**static_routes(), "/events": stream(Feed(directory, about))}
+    name = beside.resolve().name
+    told = {"/events": Feed(directory, lambda: {**about(), "beside": name}), "/beside": Feed(beside, dict)}
+    return {**static_routes(), **{path: stream(feed) for path, feed in told.items()}}
 
 
 def shown_token(request: Request) -> bytes:

@@ -78,6 +78,25 @@ class Page {
     this.about = this.parsed("about", data) ?? {};
     for (const fault of this.about.faults ?? []) this.faults.add(fault);
     offer(this.about, this.token);
+    if (this.about.beside && !this.charts.ghost) this.#showBeside();
+  }
+
+  /** Draw the rounds of another run beside this one. */
+  #showBeside() {
+    const other = new History(), name = String(this.about.beside);
+    let rows = [];
+    follow("beside", this.token, {
+      status() {},
+      message: (kind, data) => {
+        if (kind === "event" || kind === "round") rows.push(...this.made(kind, data));
+        else if (kind === "caught_up" || this.charts.ghost) {
+          other.add(rows);
+          rows = [];
+          this.charts.ghost = { name, rounds: other.rounds, begin: other.begin };
+          this.soon();
+        }
+      },
+    });
   }
 
   parsed(what, text) {
@@ -90,12 +109,19 @@ class Page {
   }
 
   take(kind, text) {
-    let made = null;
+    const made = this.made(kind, text);
+    this.waiting.push(...made);
+    if (!made.length) this.unread[kind] = (this.unread[kind] ?? 0) + 1;
+  }
+
+  /** The record of a line, or none if it is cut, edited or has no time. */
+  made(kind, text) {
     try {
-      made = record(kind, JSON.parse(text));
-    } catch { /* a line that is cut or edited: counted below */ }
-    if (made) this.waiting.push(made);
-    else this.unread[kind] = (this.unread[kind] ?? 0) + 1;
+      const made = record(kind, JSON.parse(text));
+      return made ? [made] : [];
+    } catch {
+      return [];
+    }
   }
 
   takeNodes(rows) {

@@ -101,11 +101,12 @@ def serve() -> Iterator[Serve]:
             directory: Path,
             tokens: Mapping[Role, str] | None = None,
             more: Routes | None = None,
+            beside: Path | None = None,
             **about: object,
         ) -> HttpServer:
             sources = {role: TokenSource([token]) for role, token in (tokens or {}).items()}
             told = partial(about_directory, directory) if not about else lambda: {"name": directory.name, **about}
-            server = HttpServer("127.0.0.1:0", {**page_routes(directory, sources, told), **(more or {})})
+            server = HttpServer("127.0.0.1:0", {**page_routes(directory, sources, told, beside=beside), **(more or {})})
             stack.callback(server.close)
             return server
 

@@ -252,3 +252,17 @@ def test_it_fits_and_can_be_read_aloud(width: int, browser: Browser, run_dir: Pa
     assert ("slider", "Time of the run") in found
     assert ("columnheader", "round trip") in found
     assert any(role == "image" and name.startswith("Map of links. 3 nodes: ") for role, name in found)
+
+
+def test_another_run_is_drawn_beside_it(browser: Browser, run_dir: Path, tmp_path: Path, serve: Serve) -> None:
+    other = tmp_path / "fixed"
+    other.mkdir()
+    (other / "rounds.jsonl").write_text(lines([round_of(n, 100 + 2.0 * n) for n in range(1, 4)]))
+    browser.show(f"http://{serve(run_dir, beside=other).address}/")
+    browser.until(SHOWN)
+    browser.until("hypergpu.charts.ghost && hypergpu.charts.charts[0].plot.series.length === 3")
+    xs, mine, theirs = browser.value("[...hypergpu.charts.charts[0].plot.data.map((line) => [...line])]")
+    drawn = {round(x, 6): value for x, value in zip(xs, theirs, strict=True) if value is not None}
+    assert drawn == pytest.approx({0.8: 0.1, 2.8: 0.2, 4.8: 0.3})  # from the beginning of its own first round
+    assert sum(value is not None for value in mine) == 6
+    assert text(browser, ".plot .u-legend").count("fixed") == 1

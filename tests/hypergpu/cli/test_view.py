@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -14,7 +15,8 @@ from tests.hypergpu.conftest import Cli
 def test_it_prints_an_address_with_a_token_and_serves_until_a_signal(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text('{"seconds": 1, "round": 1, "kind": "paused", "text": "paused"}\n')
     command = [sys.executable, "-m", "hypergpu", "view", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, ExitStack() as stack:
+        stack.callback(process.kill)
         assert process.stdout is not None
         address = urlsplit(process.stdout.readline().strip())
         assert (address.scheme, address.hostname, address.path) == ("http", "127.0.0.1", "/")
