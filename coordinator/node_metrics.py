@@ -5,9 +5,8 @@ or the one before, and never waits for the loop.
 """
 
 import asyncio
-import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -16,7 +15,6 @@ from prometheus_client.registry import Collector
 
 from hypergpu.common.background import OnResult, PeriodicTask
 from hypergpu.common.connections import Connections
-from hypergpu.common.errors import UnknownName
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, Phase
 from hypergpu.coordinator.core.links import ConnectionQuality
@@ -103,9 +101,7 @@ class NodeMetricsCollector(Collector):
         ]
         rows: list[_Row] = []
         for start in range(0, len(members), _AT_ONCE):
-            for member in members[start : start + _AT_ONCE]:
-                with contextlib.suppress(UnknownName):  # of a run that was resumed, and not back yet
-                    rows.append(self._row(member, member.node_id in selected))
+            rows += self._rows(members[start : start + _AT_ONCE], selected)
             await asyncio.sleep(0)
         status = self._orchestrator.get_orchestrator_status()
         self._snapshot = _Snapshot(
@@ -210,33 +206,43 @@ class NodeMetricsCollector(Collector):
         yield from (connected, batch, selected, standing, contribution, rounds, late, codecs, noise)
         yield from (connections, utilisation, spent)
 
-    def _row(self, member: Member, selected: bool) -> _Row:
-        node, connected = member.node_id, member.connection is ConnectionState.CONNECTED
-        link = self._orchestrator.monitor.get_node_profile(node)
-        details = self._orchestrator.selector.get_node_details(node)
-        known = link.measured or not connected
-        points = {"latency": link.latency_score, "loss": link.loss_score, "reliability": link.reliability_score}
-        return _Row(
-            node=node,
-            connected=connected,
-            quality=_RANK[link.quality if connected else ConnectionQuality.OFFLINE] if known else None,
-            score=link.score if known else None,
-            points=tuple(points.items()) if known else (),
-            latency_seconds=link.latency_ms / 1000.0,
-            loss=link.loss_rate if known else math.nan,
-            rates=_rates_of(link),
-            batch_size=member.batch_size or None,
-            selected=selected,
-            standing=_STANDING[NodeState(details["state"])],
-            contribution=details["contribution_score"] if details["attempts"] else None,
-            rounds=member.rounds_contributed,
-            late=member.late,
-            codecs=member.codecs,
-            noise=member.noise,
-            connections=member.connections,
-            utilisation=member.utilisation,
-            spent=member.spent,
-        )
+    def _rows(self, members: Sequence[Member], selected: Set[str]) -> Iterator[_Row]:
+        """Yield the rows of members; those of a run that was resumed, and not back yet, have none."""
+        monitor, selector = self._orchestrator.monitor, self._orchestrator.selector
+        known = [each for each in members if monitor.knows(each.node_id) and selector.knows(each.node_id)]
+        if not known:
+            return
+        names = [each.node_id for each in known]
+        links, standings = monitor.get_node_profiles(names), selector.standings(names)
+        for member, link, (state, contribution) in zip(known, links, standings, strict=True):
+            yield _row(member, link, state, contribution, selected=member.node_id in selected)
+
+
+def _row(member: Member, link: LinkProfile, state: NodeState, contribution: float | None, *, selected: bool) -> _Row:
+    node, connected = member.node_id, member.connection is ConnectionState.CONNECTED
+    known = link.measured or not connected
+    points = {"latency": link.latency_score, "loss": link.loss_score, "reliability": link.reliability_score}
+    return _Row(
+        node=node,
+        connected=connected,
+        quality=_RANK[link.quality if connected else ConnectionQuality.OFFLINE] if known else None,
+        score=link.score if known else None,
+        points=tuple(points.items()) if known else (),
+        latency_seconds=link.latency_ms / 1000.0,
+        loss=link.loss_rate if known else math.nan,
+        rates=_rates_of(link),
+        batch_size=member.batch_size or None,
+        selected=selected,
+        standing=_STANDING[state],
+        contribution=contribution,
+        rounds=member.rounds_contributed,
+        late=member.late,
+        codecs=member.codecs,
+        noise=member.noise,
+        connections=member.connections,
+        utilisation=member.utilisation,
+        spent=member.spent,
+    )
 
 
 def _rates_of(link: LinkProfile) -> tuple[tuple[str, float, float, float, float], ...]:

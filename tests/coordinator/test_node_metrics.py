@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -7,6 +9,7 @@ from hypergpu.common.connections import Connections
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.adaptation import build_orchestrator
+from hypergpu.coordinator.core.links.profile import LinkProfile
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.node_metrics import MOST_NODES, NodeMetricsCollector
@@ -127,3 +130,28 @@ async def test_connections_and_utilisation_of_a_node_are_series() -> None:
     assert cluster.value("member_compute_utilisation", node_id="a") == 0.125
     assert cluster.value("member_connections", node_id="b", direction="up") is None
     assert cluster.value("member_compute_utilisation", node_id="b") is None
+
+
+async def test_figures_of_many_nodes_are_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"node_{number}" for number in range(120)]
+    cluster = Cluster(*names)
+    asked: list[int] = []
+    monitor = cluster.orchestrator.monitor
+    profiles = monitor.get_node_profiles
+
+    def counted(nodes: Sequence[str]) -> list[LinkProfile]:
+        asked.append(len(nodes))
+        return profiles(nodes)
+
+    monkeypatch.setattr(monitor, "get_node_profiles", counted)
+    await cluster.series.refresh()
+    assert asked == [50, 50, 20], "one by one they took two seconds of the event loop with a thousand nodes"
+    assert cluster.value("member_connected", node_id="node_119") == 1
+
+
+async def test_members_that_are_not_back_yet_have_no_series() -> None:
+    cluster = Cluster("a")
+    cluster.machine.members.restore([{"node_id": "absent", "state": "idle"}])
+    await cluster.series.refresh()
+    assert cluster.value("member_connected", node_id="a") == 1
+    assert cluster.value("member_connected", node_id="absent") is None

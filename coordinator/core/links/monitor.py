@@ -253,6 +253,10 @@ class NetworkQualityMonitor:
         rows = np.array([self._links.index.row(node_id)])
         return q.CLASSES[int(self._judge(rows).classes[0])]
 
+    def knows(self, node_id: str) -> bool:
+        """Return whether a node is registered."""
+        return node_id in self._links.index
+
     def get_node_profile(self, node_id: str) -> LinkProfile:
         """Return all figures of a node's link.
 

@@ -399,6 +399,22 @@ class DynamicNodeSelector:
             ),
         }
 
+    def knows(self, node_id: str) -> bool:
+        """Return whether a node is registered."""
+        return node_id in self._index
+
+    def standings(self, node_ids: Sequence[str]) -> list[tuple[NodeState, float | None]]:
+        """Return the state of several nodes, and their contribution scores; None of one without an attempt.
+
+        Raises:
+            UnknownName: A node is not registered.
+        """
+        rows = self._index.rows(node_ids)
+        scores = self._contributions.score(rows).tolist()
+        attempts = self._contributions.counts[rows, 0].tolist()
+        states = (NodeState(self._standings.state(int(row))) for row in rows)
+        return [(state, score if tried else None) for state, score, tried in zip(states, scores, attempts, strict=True)]
+
     def get_node_details(self, node_id: str) -> dict[str, Any]:
         """Return all figures of one node: state, score, contribution, override, and the reason in the latest round.
 
