@@ -131,9 +131,9 @@ def read_authority(authority: Path) -> bytes:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(authority)
+        known = context.get_ca_certs()
     except (ssl.SSLError, OSError) as error:
         raise ConfigError(f"{shown(authority)} holds no certificate that can be used: {_reason(error)}") from error
-    known = context.get_ca_certs()
     now = time.time()
     faults = [fault for found in known if (fault := _out_of_date(str(found["notBefore"]), str(found["notAfter"]), now))]
     if known and len(faults) == len(known):

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from hypergpu.certificates import AUTHORITY, Authority
 from hypergpu.common.errors import ConfigError, HyperGPUError, TlsError, Unavailable
 from hypergpu.common.rpc import SERVER_OPTIONS, bind, explain_failure, open_channel
 from hypergpu.common.tls import Tls, read_authority, read_pair
@@ -39,15 +40,20 @@ def files(tmp_path: Path, certificates: Any) -> dict[str, Path]:
     ):
         made[name] = tmp_path / f"{name.replace(' ', '-')}.pem"
         made[name].write_text(text)
-    made["no date"] = tmp_path / "no-date.pem"
-    made["no date"].write_text(without_date(good.certificate.read_text()))
+    Authority(tmp_path / "own")
+    for name, mark, offset, byte in (
+        ("no date", b"\x17\x0d", 4, ord("x")),  # a letter in a UTCTime of 13 characters
+        ("no name", b"\x55\x04\x03", 3, 0x08),  # a common name of another type than text
+    ):
+        made[name] = tmp_path / f"{name.replace(' ', '-')}.pem"
+        made[name].write_text(changed((tmp_path / "own" / AUTHORITY).read_text(), mark, offset, byte))
     return made
 
 
-def without_date(certificate: str) -> str:
-    """Return a certificate with a letter in the date from which it is valid."""
+def changed(certificate: str, mark: bytes, offset: int, byte: int) -> str:
+    """Return a certificate with another byte so far behind a mark."""
     data = bytearray(ssl.PEM_cert_to_DER_cert(certificate))
-    data[data.index(b"\x17\x0d") + 4] = ord("x")  # UTCTime of 13 characters
+    data[data.index(mark) + offset] = byte
     return ssl.DER_cert_to_PEM_cert(bytes(data))
 
 
@@ -93,6 +99,7 @@ def test_a_good_pair_is_read(files: dict[str, Path]) -> None:
         ("broken", "{} holds no certificate that can be used"),
         ("expired", "the certificate authority {} expired on Jan  1 00:00:00 2021 GMT"),
         ("future", "the certificate authority {} is not valid before Jan  1 00:00:00 2098 GMT"),
+        ("no name", "{} holds no certificate that can be used"),
         ("no date", "the certificate authority {} is damaged: it is valid from 'Bad time value'"),
     ],
 )
