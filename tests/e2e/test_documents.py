@@ -35,6 +35,7 @@ NOT_RUN = {
     "hypergpu demo --open": "opens a browser: tests/coordinator/page runs it without",
     "hypergpu view runs/first --open": "opens a browser, and serves until it is interrupted",
     "hypergpu view runs/first --port 8000": PORTS_OF_THE_PAGE,
+    "hypergpu view runs/first --beside runs/fixed": "needs a second run, and serves until it is interrupted",
     "make docs": "installs what it needs; .ci/run builds the site",
     "make up N=8": CONTAINERS,
     "make scale N=3": CONTAINERS,
