@@ -19,7 +19,6 @@ from tests.documents import DOCUMENTS, ROOT, Command, commands, python_blocks
 LONG = "takes minutes"
 CONTAINERS = "needs containers: test_containers.py"
 PORTS = "listens on a fixed port; test_proxy.py runs the proxy"
-PORTS_OF_THE_PAGE = "serves on a fixed port until it is interrupted"
 NEEDS_OTHERS = "needs another service or its certificates; tests/netsim_proxy run its options"
 
 NOT_RUN = {
@@ -34,7 +33,6 @@ NOT_RUN = {
     "hypergpu tune flaky-minority --budget 40": LONG,
     "hypergpu demo --open": "opens a browser: tests/coordinator/page runs it without",
     "hypergpu view runs/first --open": "opens a browser, and serves until it is interrupted",
-    "hypergpu view runs/first --port 8000": PORTS_OF_THE_PAGE,
     "hypergpu view runs/first --beside runs/fixed": "needs a second run, and serves until it is interrupted",
     "make docs": "installs what it needs; .ci/run builds the site",
     "make up N=8": CONTAINERS,
