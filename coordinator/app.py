@@ -46,6 +46,7 @@ from hypergpu.coordinator.core.same_run import Difference
 from hypergpu.coordinator.core.score import Score
 from hypergpu.coordinator.engine import Engine
 from hypergpu.coordinator.engine_dependencies import EngineDependencies
+from hypergpu.coordinator.gains import Gains
 from hypergpu.coordinator.health import Health, Part
 from hypergpu.coordinator.held_out import HeldOut, evaluation_device
 from hypergpu.coordinator.initial_model import initial_values
@@ -242,6 +243,8 @@ class Coordinator:
             metric=model.held_out.metric,
             codecs=self.config.compression.codecs,
             suspicion=self.config.aggregation.suspicion,
+            measured_share=self.config.contribution.measured_share,
+            secret=secrets.randbits(63),
         )
         if self._found is not None:
             state = self._found.state
@@ -264,6 +267,8 @@ class Coordinator:
         dependencies = EngineDependencies(
             self.run_dir, model.files, metrics, evaluate, self.links, health, opened.ledger
         )
+        gains = Gains(model.model, lambda values: evaluate(values).loss, self._options.clock)
+        dependencies.gain = gains.measure
         dependencies.adaptation_state = lambda: asdict(self.orchestrator.state())
         dependencies.rehearsals = RehearsalProcess(self.run_dir.path, self.orchestrator)
         dependencies.storage = storage = self._options.storage

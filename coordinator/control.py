@@ -1,7 +1,7 @@
 """Control service: status and control of a run for users."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.common.grpc_server import Context, peer_host
@@ -11,6 +11,7 @@ from hypergpu.coordinator import convert
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.membership import Member
 from hypergpu.coordinator.engine import Engine
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.protos import coordinator_pb2 as pb
@@ -41,7 +42,7 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         """Return all nodes, with those that have left."""
         del request, context
         await self._engine.told()
-        return pb.NodeList(nodes=[self._info(m.node_id) for m in self._engine.machine.members])
+        return pb.NodeList(nodes=self._infos(self._engine.machine.members))
 
     async def WatchEvents(self, request: pb.WatchEventsRequest, context: Context) -> AsyncIterator[pb.RunEvent]:  # noqa: N802
         """Stream run events until the run ends or the client falls too far behind."""
@@ -95,7 +96,8 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         if members.get(request.node_id) is None:
             raise UnknownName("node", request.node_id[:80], [m.node_id for m in members])
         self._engine.dispatch(ev.OverrideSet(request.node_id, rule))
-        return self._info(request.node_id)
+        (info,) = self._infos([members.require(request.node_id)])
+        return info
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.Status:  # noqa: N802
         """Change the adaptation policy, starting with the next round."""
@@ -106,13 +108,15 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         self._orchestrator.set_policy(request.policy)
         return await self._status()
 
-    def _info(self, node: str) -> pb.NodeInfo:
-        member = self._engine.machine.members.require(node)
-        connected = node in self._engine.machine.members.connected
-        known = self._links.describe(node)
-        if not connected or self._engine.machine.finished:
-            known = {**known, "state": "", "reason": ""}
-        return convert.node_info(member, self._engine, known)
+    def _infos(self, members: Iterable[Member]) -> list[pb.NodeInfo]:
+        machine, infos = self._engine.machine, []
+        usefulness = machine.members.usefulness()
+        for member in members:
+            known = self._links.describe(member.node_id)
+            if member.node_id not in machine.members.connected or machine.finished:
+                known = {**known, "state": "", "reason": ""}
+            infos.append(convert.node_info(member, self._engine, known, usefulness))
+        return infos
 
     async def _status(self) -> pb.Status:
         """Return the status, without what is decided and not on the disk yet."""

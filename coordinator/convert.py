@@ -1,6 +1,7 @@
 """Conversion between protocol messages and internal types, with checks of everything received."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from hypergpu.common import strict_json
@@ -257,8 +258,11 @@ def run_event(event: RunEvent) -> pb.RunEvent:
     return pb.RunEvent(seconds=event.seconds, round=max(0, event.round), kind=event.kind, text=event.text, json=encoded)
 
 
-def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeInfo:
+def node_info(
+    member: Member, engine: Engine, link: dict[str, Any], usefulness: Mapping[str, tuple[float, float]]
+) -> pb.NodeInfo:
     """Return the message for a node. `link` may hold `LINK_FIGURES`, quality, state and reason."""
+    useful, error = usefulness.get(member.node_id, (None, math.inf))
     return pb.NodeInfo(
         node_id=member.node_id,
         state=link.get("state") or engine.state_of(member.node_id),
@@ -283,6 +287,8 @@ def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeIn
         data=data_report_to_proto(member.data) if member.data else None,
         terms=terms_to_proto(member.terms),
         spent=member.spent,
+        usefulness=useful,
+        usefulness_error=finite(error),
         samples_used=engine.machine.shards.samples_used(member.node_id),
         **{name: link.get(name) for name in LINK_FIGURES},
     )

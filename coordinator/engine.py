@@ -37,7 +37,7 @@ from hypergpu.coordinator.uploads import Upload, Uploads
 
 log = structlog.get_logger()
 
-_DEBUG_EVENTS = frozenset({"round_started", "decision"})
+_DEBUG_EVENTS = frozenset({"round_started", "decision", "gain_measured"})
 """Kinds of run events that are logged at debug level instead of info."""
 _WARNING_EVENTS = frozenset(
     {
@@ -267,14 +267,26 @@ class Engine:
         if isinstance(reply, ev.UpdateReply) and reply.status is ev.UpdateStatus.ACCEPTED and reply.weight:
             # Queue this before the effects: a step that they start must run after it on the compute thread.
             update = upload.payload, event.codec, reply.weight, reply.late, event.node
-            added = self._run_watched("adding an update", self.model.add, *update)
-            added.add_done_callback(lambda _: self.uploads.recycle(upload))
+            done = self._run_watched("adding an update", self.model.add, *update)
+            if reply.measured:
+                done = self._run(self._dependencies.gain, event, upload.payload)
+                done.add_done_callback(self._tell_gain)
+            done.add_done_callback(lambda _: self.uploads.recycle(upload))
         else:
             self.uploads.recycle(upload)
         self._put(effects)
         if isinstance(reply, HyperGPUError):
             raise reply
         return reply
+
+    def _tell_gain(self, measured: "asyncio.Future[ev.GainMeasured | None]") -> None:
+        error = None if measured.cancelled() else measured.exception()
+        if error is not None:  # what is only measured must not end a run
+            log.warning("the gain of an update could not be measured", run=self.run_id, exc_info=error)
+        elif not measured.cancelled() and (found := measured.result()) is not None:
+            losses = {"loss_before": found.loss_before, "loss_after": found.loss_after}
+            self.ledger.append("gain", found.round, {"node": found.node, **losses})
+            self.dispatch(found)
 
     def communication(self, node: str, latency_ms: float, success: bool) -> None:
         """Record one finished RPC of a node."""
@@ -415,7 +427,8 @@ class Engine:
             detail = f"round {closed.round} could not be evaluated: {type(error).__name__}: {error}"
             self.dispatch(ev.EvaluationFailed(closed.round, detail, stepped))
             return
-        evaluated = ev.Evaluated(closed.round, loss, metric, self.model.update_norms, others)
+        figures = self.model.update_norms, others, self.model.step_sketch
+        evaluated = ev.Evaluated(closed.round, loss, metric, *figures)
         await self._tell_round(closed, evaluated, await weights)
         if self._clock() - self._nodes_written_at >= _NODES_FILE_SECONDS:
             self._nodes_written_at = self._clock()
@@ -551,9 +564,16 @@ class Engine:
     def node_rows(self) -> list[dict[str, Any]]:
         """Return the rows of nodes.json, one per node."""
         override, used = self.machine.adaptation.overrides.of, self.machine.shards.samples_used
-        links = self._dependencies.links.figures()
+        links, useful = self._dependencies.links.figures(), self.machine.members.usefulness()
         return [
-            node_row(member, self.state_of(node), override(node), links.get(node), samples_used=used(node))
+            node_row(
+                member,
+                self.state_of(node),
+                override(node),
+                links.get(node),
+                samples_used=used(node),
+                usefulness=useful.get(node),
+            )
             for member in self.machine.members
             for node in (member.node_id,)
         ]

@@ -8,12 +8,13 @@ from typing import Any, Protocol
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config.checkpoint import Interval
 from hypergpu.common.identity import TaskIdentity
-from hypergpu.common.tensors import Flat
+from hypergpu.common.tensors import Flat, Payload
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.checkpoint_rule import CheckpointRule
 from hypergpu.coordinator.core.leases import Leases
 from hypergpu.coordinator.core.ledger import Ledger
 from hypergpu.coordinator.core.rehearsal import RehearsalRequest, RehearsalResult
+from hypergpu.coordinator.core.rounds.events import GainMeasured, UpdateArrived
 from hypergpu.coordinator.core.rounds.traffic import RoundTraffic
 from hypergpu.coordinator.core.session import Register
 from hypergpu.coordinator.health import Health
@@ -26,6 +27,9 @@ from hypergpu.tasks import Evaluation
 
 Evaluate = Callable[[Flat], Evaluation]
 """Function that evaluates parameters on held-out data; it runs on a thread of its own."""
+
+Gain = Callable[[UpdateArrived, Payload], GainMeasured | None]
+"""Function that measures the gain of an update; None if it was not measured."""
 
 
 class Links(Protocol):
@@ -132,6 +136,8 @@ class EngineDependencies:
     """Log of closed rounds; None = a crash undoes the rounds since the last checkpoint."""
     checkpoints: CheckpointRule = field(default_factory=lambda: CheckpointRule(Interval(rounds=1), 0, 0.0))
     """Rule by which checkpoints are due."""
+    gain: Gain = lambda event, payload: None
+    """Function that measures the gain of an update on held-out data; it runs on the same thread as `evaluate`."""
     rehearsals: Rehearser = field(default_factory=NoRehearsals)
     compute: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "compute"))
     """Single thread that adds updates, steps and evaluates, in the order that the machine decided."""

@@ -6,7 +6,7 @@ or the one before, and never waits for the loop.
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -51,6 +51,7 @@ class _Row:
     selected: bool
     standing: int
     contribution: float | None
+    usefulness: float | None
     rounds: int
     late: int
     codecs: TransferCodecs | None
@@ -100,8 +101,9 @@ class NodeMetricsCollector(Collector):
             :MOST_NODES
         ]
         rows: list[_Row] = []
+        useful = self._machine.members.usefulness()
         for start in range(0, len(members), _AT_ONCE):
-            rows += self._rows(members[start : start + _AT_ONCE], selected)
+            rows += self._rows(members[start : start + _AT_ONCE], selected, useful)
             await asyncio.sleep(0)
         status = self._orchestrator.get_orchestrator_status()
         self._snapshot = _Snapshot(
@@ -128,6 +130,7 @@ class NodeMetricsCollector(Collector):
         yield from self._links(snapshot.rows)
         yield from self._rates(snapshot.rows)
         yield from self._members(snapshot.rows)
+        yield from self._contributions(snapshot.rows)
 
     @staticmethod
     def _links(rows: tuple[_Row, ...]) -> Iterator[Metric]:
@@ -172,9 +175,6 @@ class NodeMetricsCollector(Collector):
         batch = _by_node("member_batch_size", "Samples per local step of the node's last work unit.")
         selected = _by_node("member_selected", "1 while the node takes part in the running round.")
         standing = _by_node("member_standing", "Selection state of the node: 0 active, 1 on probation, 2 quarantined.")
-        contribution = _by_node(
-            "member_contribution_ratio", "Contribution score of the node: half efficiency, half reliability."
-        )
         rounds = CounterMetricFamily(
             "hypergpu_member_rounds", "Rounds that the node contributed to.", labels=["node_id"]
         )
@@ -199,14 +199,29 @@ class NodeMetricsCollector(Collector):
             _add(batch, node, row.batch_size)
             selected.add_metric(node, row.selected)
             standing.add_metric(node, row.standing)
-            _add(contribution, node, row.contribution)
             rounds.add_metric(node, row.rounds)
             late.add_metric(node, row.late)
             spent.add_metric(node, row.spent)
-        yield from (connected, batch, selected, standing, contribution, rounds, late, codecs, noise)
+        yield from (connected, batch, selected, standing, rounds, late, codecs, noise)
         yield from (connections, utilisation, spent)
 
-    def _rows(self, members: Sequence[Member], selected: Set[str]) -> Iterator[_Row]:
+    @staticmethod
+    def _contributions(rows: tuple[_Row, ...]) -> Iterator[Metric]:
+        contribution = _by_node(
+            "member_contribution_ratio", "Contribution score of the node: half efficiency, half reliability."
+        )
+        usefulness = _by_node(
+            "member_usefulness_ratio",
+            "Share of the node in the points of all nodes, by the directions of their updates.",
+        )
+        for row in rows:
+            _add(contribution, [row.node], row.contribution)
+            _add(usefulness, [row.node], row.usefulness)
+        yield from (contribution, usefulness)
+
+    def _rows(
+        self, members: Sequence[Member], selected: Set[str], useful: Mapping[str, tuple[float, float]]
+    ) -> Iterator[_Row]:
         """Yield the rows of members; those of a run that was resumed, and not back yet, have none."""
         monitor, selector = self._orchestrator.monitor, self._orchestrator.selector
         known = [each for each in members if monitor.knows(each.node_id) and selector.knows(each.node_id)]
@@ -215,10 +230,18 @@ class NodeMetricsCollector(Collector):
         names = [each.node_id for each in known]
         links, standings = monitor.get_node_profiles(names), selector.standings(names)
         for member, link, (state, contribution) in zip(known, links, standings, strict=True):
-            yield _row(member, link, state, contribution, selected=member.node_id in selected)
+            found, _ = useful.get(member.node_id, (None, None))
+            yield _row(member, link, state, (contribution, found), selected=member.node_id in selected)
 
 
-def _row(member: Member, link: LinkProfile, state: NodeState, contribution: float | None, *, selected: bool) -> _Row:
+def _row(
+    member: Member,
+    link: LinkProfile,
+    state: NodeState,
+    contribution: tuple[float | None, float | None],
+    *,
+    selected: bool,
+) -> _Row:
     node, connected = member.node_id, member.connection is ConnectionState.CONNECTED
     known = link.measured or not connected
     points = {"latency": link.latency_score, "loss": link.loss_score, "reliability": link.reliability_score}
@@ -234,7 +257,8 @@ def _row(member: Member, link: LinkProfile, state: NodeState, contribution: floa
         batch_size=member.batch_size or None,
         selected=selected,
         standing=_STANDING[state],
-        contribution=contribution,
+        contribution=contribution[0],
+        usefulness=contribution[1],
         rounds=member.rounds_contributed,
         late=member.late,
         codecs=member.codecs,

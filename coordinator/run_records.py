@@ -1,5 +1,6 @@
 """Records of a run as rows, shared by real and simulated runs."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -73,9 +74,16 @@ def round_row(
         "connections_up": {c.node: c.connections.up for c in closed.contributions},
         "noise": {c.node: float(f"{c.noise:.4g}") for c in closed.contributions if c.success},
         "upload_seconds": {c.node: round(c.upload_seconds, 6) for c in closed.contributions if c.success},
+        **_useful_rows(closed),
+        **_bytes(traffic),
+        "compute_utilisation": None if utilisation is None else round(utilisation, 6),
+    }
+
+
+def _bytes(traffic: Mapping[str, Traffic]) -> dict[str, Any]:
+    return {
         "bytes_down": {node: each.down for node, each in traffic.items() if each.down},
         "bytes_up": {node: each.up for node, each in traffic.items() if each.up},
-        "compute_utilisation": None if utilisation is None else round(utilisation, 6),
     }
 
 
@@ -96,6 +104,18 @@ def _local_steps(closed: ev.CloseRound) -> dict[str, Any]:
     return {"local_steps": closed.local_steps, **({"node_steps": own} if own else {})}
 
 
+def _useful_rows(closed: ev.CloseRound) -> dict[str, Any]:
+    """Return the usefulness of updates by node; nothing if it was not measured."""
+    if not closed.useful:
+        return {}
+    return {
+        "share": {each.node: round(each.share, 6) for each in closed.useful},
+        "cosine": {each.node: round(each.cosine, 4) for each in closed.useful},
+        "points": {each.node: float(f"{each.points:.6g}") for each in closed.useful},
+        "repeated": [each.node for each in closed.useful if each.repeated],
+    }
+
+
 def _late_row(late: ev.LateUpdate) -> dict[str, Any]:
     return {
         "node": late.node,
@@ -108,7 +128,7 @@ def _late_row(late: ev.LateUpdate) -> dict[str, Any]:
     }
 
 
-def saved_counts(members: Iterable[Member]) -> dict[str, dict[str, int]]:
+def saved_counts(members: Iterable[Member]) -> dict[str, dict[str, float]]:
     """Return the counts of each node that outlast a process of the coordinator."""
     return {each.node_id: {name: getattr(each, name) for name in RESTORED} for each in members}
 
@@ -120,11 +140,13 @@ def node_row(
     links: Mapping[str, float | str] | None = None,
     *,
     samples_used: int | None = None,
+    usefulness: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """Return a row of nodes.json, with the figures of its link as far as they are known.
 
     Figures that are unknown before the node's first round are None. `samples_used` counts the node's own samples in
-    accepted updates; None where nodes hold no samples of their own.
+    accepted updates; None where nodes hold no samples of their own. `usefulness` is its share of all points, and half
+    the confidence interval; None if it was not measured.
     """
     return {
         "node_id": member.node_id,
@@ -147,6 +169,8 @@ def node_row(
         **(links or {}),
         **_price(member),
         **_own_samples(member, samples_used),
+        **_usefulness(member, usefulness),
+        **_gain(member),
         **member.info,
     }
 
@@ -157,6 +181,30 @@ def _price(member: Member) -> dict[str, Any]:
     if not terms.price_per_hour:
         return {}
     return {"price_per_hour": terms.price_per_hour, "priority": terms.priority, "spent": round(member.spent, 6)}
+
+
+def _usefulness(member: Member, found: tuple[float, float] | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    share, error = found
+    return {
+        "usefulness": round(share, 6),
+        "usefulness_error": round(error, 6) if math.isfinite(error) else None,
+        "judged_rounds": member.judged_rounds,
+        "points": float(f"{member.points:.6g}"),
+    }
+
+
+def _gain(member: Member) -> dict[str, Any]:
+    """Return the gain of a node's updates on held-out data, as far as it was measured."""
+    if member.gain is None:
+        return {}
+    gain, error = member.gain
+    return {
+        "gain": gain,
+        "gain_error": error if math.isfinite(error) else None,
+        "gains_measured": member.measured_updates,
+    }
 
 
 def _own_samples(member: Member, used: int | None) -> dict[str, Any]:

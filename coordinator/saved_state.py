@@ -56,6 +56,12 @@ class SavedNode(_Saved):
     merged_late: Count = 0
     last_accepted: Count = 0
     """Latest round that counts an update of it, or whose update counts late; 0 = none."""
+    judged_rounds: Count = 0
+    points: Finite = 0.0
+    squared_points: Finite = 0.0
+    measured_updates: Count = 0
+    gains: Finite = 0.0
+    squared_gains: Finite = 0.0
     rule: NodeOverride = NodeOverride.AUTOMATIC
 
 

@@ -47,6 +47,7 @@ _NODE_HEADINGS: Final = (
     ">connections",
     ">computing",
     ">contributed",
+    ">useful",
     ">samples",
     ">spent",
     ">late",
@@ -81,6 +82,7 @@ async def nodes(context: typer.Context, as_json: AsJson = False) -> None:
             connections_of(node),
             percent(known(node, "compute_utilisation"), digits=0),
             f"{node.rounds_contributed} of {node.rounds_selected}",
+            _usefulness(node),
             _samples(node),
             figure(node.spent) if node.terms.price_per_hour else UNKNOWN,
             str(node.late) + (f" + {node.merged_late} merged" if node.merged_late else ""),
@@ -88,6 +90,12 @@ async def nodes(context: typer.Context, as_json: AsJson = False) -> None:
             node.reason,
         )
     print_table(table)
+
+
+def _usefulness(node: pb.NodeInfo) -> str:
+    """Return the share of a node in what was learned, with half its confidence interval."""
+    error = known(node, "usefulness_error")
+    return percent(known(node, "usefulness")) + ("" if error is None else f" ± {100 * error:.1f}")
 
 
 def _samples(node: pb.NodeInfo) -> str:

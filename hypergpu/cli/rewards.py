@@ -14,6 +14,7 @@ from hypergpu.common.latest import find_run
 from hypergpu.common.options import AsJson
 from hypergpu.console import print_json, say
 from hypergpu.coordinator.files import replace_text
+from hypergpu.rewards.scores import Basis, read_epoch
 
 _AMOUNT: Final = re.compile(r"[0-9]{1,78}", re.ASCII)
 _ROUNDS: Final = re.compile(r"([0-9]{1,18})-([0-9]{1,18})", re.ASCII)
@@ -29,6 +30,7 @@ def rewards(
         ),
     ],
     amount: Annotated[str, typer.Option(metavar="N", help="Amount to divide, in the smallest unit of the token.")],
+    by: Annotated[Basis, typer.Option(help="Score that counts; see docs/contribution.md.")] = Basis.USEFULNESS,
     rounds: Annotated[str | None, typer.Option(metavar="A-B", help="Rounds of the epoch; by default, all.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file of the tree and the proofs.")] = None,
     check: Annotated[
@@ -46,13 +48,12 @@ def rewards(
     require_extra("Crypto")
     from hypergpu.rewards.addresses import read_addresses  # noqa: PLC0415  (Keccak is an extra)
     from hypergpu.rewards.distribution import distribute  # noqa: PLC0415
-    from hypergpu.rewards.scores import read_epoch  # noqa: PLC0415
 
     if not _AMOUNT.fullmatch(amount):
         raise InvalidInput(f"--amount {amount[:80]!r}: give a whole number, without separators or decimals")
-    epoch = read_epoch(find_run(run_dir), *_rounds(rounds))
+    epoch = read_epoch(find_run(run_dir), by, *_rounds(rounds))
     found = distribute(int(amount), epoch.scores, read_addresses(addresses))
-    told = {"rounds": [epoch.first_round, epoch.last_round], "scores": epoch.scores, **found.to_dict()}
+    told = {"by": str(by), "rounds": [epoch.first_round, epoch.last_round], "scores": epoch.scores, **found.to_dict()}
     text = strict_json.dumps(told, indent=1) + "\n"
     if check is not None and strict_json.parse(read_bytes(check)) != strict_json.parse(text):
         raise InvalidInput(f"{shown(check)} differs from what these records give, whose root is {found.root}")

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,8 +13,18 @@ from hypergpu.common.files import read_bytes, shown
 
 ROUNDS: Final = "rounds.jsonl"
 NODES: Final = "nodes.json"
+POINTS: Final = "points"
 LARGEST: Final = 1 << 53
 """Bound of a figure that was read from a file."""
+
+
+class Basis(StrEnum):
+    """Score by which an amount is divided."""
+
+    USEFULNESS = "usefulness"
+    """Points: share of, and cosine with, the accepted mean."""
+    SAMPLES = "samples"
+    """Samples of the updates that were in time."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +36,11 @@ class Epoch:
     scores: Mapping[str, float]
 
 
-def read_epoch(run_dir: Path, first: int | None = None, last: int | None = None) -> Epoch:
-    """Return the scores of the rounds from `first` to `last`, or of all.
+def read_epoch(run_dir: Path, by: Basis, first: int | None = None, last: int | None = None) -> Epoch:
+    """Return the scores of the rounds from `first` to `last`, or of all. Scores below zero count as zero.
 
     Raises:
-        InvalidInput: The rounds are not those of the run.
+        InvalidInput: The rounds are not those of the run, or have no such score.
         ConfigError: The records cannot be read.
     """
     file = run_dir / ROUNDS
@@ -45,9 +56,11 @@ def read_epoch(run_dir: Path, first: int | None = None, last: int | None = None)
     scores: dict[str, float] = defaultdict(float, dict.fromkeys(_nodes(run_dir), 0.0))
     for number in sorted(rows):
         if first <= number <= last:
-            for node, score in _scores(file, number, rows[number]):
+            for node, score in _SCORES[by](file, number, rows[number]):
                 scores[node] += score
-    return Epoch(first, last, dict(scores))
+    if by is Basis.USEFULNESS and not any(POINTS in row for row in rows.values()):
+        raise InvalidInput(f"{shown(file)} has no usefulness: the updates of no round were compared; give --by samples")
+    return Epoch(first, last, {node: max(0.0, score) for node, score in scores.items()})
 
 
 def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -67,17 +80,36 @@ def _nodes(run_dir: Path) -> Iterator[str]:
                 yield row["node_id"]
 
 
-def _scores(file: Path, number: int, row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _points(file: Path, number: int, row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the points of each node in a round, and those of no node where no updates were compared."""
+    points = row.get(POINTS, {})
+    if not isinstance(points, dict):
+        raise ConfigError(f"{shown(file)}: round {number}: its points cannot be read")
+    for node, score in points.items():
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < LARGEST:
+            raise ConfigError(f"{shown(file)}: round {number}: the points of {node[:60]} are {score!r:.40}")
+        yield node, float(score)
+
+
+def _samples(file: Path, number: int, row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield the samples of each node that a round counts."""
-    steps = _whole(file, number, row.get("local_steps", 1), "local_steps")
-    batches, contributors = row.get("batch_sizes", {}), row.get("contributors", [])
-    if not isinstance(batches, dict) or not isinstance(contributors, list):
+    usual = row.get("local_steps", 1)
+    batches, own_steps, contributors = (
+        row.get("batch_sizes", {}),
+        row.get("node_steps", {}),
+        row.get("contributors", []),
+    )
+    if not isinstance(batches, dict) or not isinstance(own_steps, dict) or not isinstance(contributors, list):
         raise ConfigError(f"{shown(file)}: round {number}: its nodes cannot be read")
-    for node in contributors:
-        yield str(node), float(steps * _whole(file, number, batches.get(node), f"batch_sizes of {node}"))
+    for node in map(str, contributors):
+        steps = _whole(file, number, own_steps.get(node, usual), f"local_steps of {node}")
+        yield node, float(steps * _whole(file, number, batches.get(node), f"batch_sizes of {node}"))
 
 
 def _whole(file: Path, number: int, value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST:
         raise ConfigError(f"{shown(file)}: round {number}: {name[:60]} is {value!r:.40}; expected a whole number")
     return value
+
+
+_SCORES: Final = {Basis.USEFULNESS: _points, Basis.SAMPLES: _samples}

@@ -8,7 +8,7 @@ import numpy as np
 from hypergpu.common.tensors import Flat
 from hypergpu.coordinator.core.rounds.events import WorkAssigned
 from hypergpu.node.trainer import Update
-from hypergpu.simulation.attacks import Aggregate, AttackName, Byzantine, Situation, attack
+from hypergpu.simulation.attacks import OTHERS, Aggregate, AttackName, Byzantine, Situation, attack
 
 Work = Callable[[WorkAssigned], Update]
 """Function that does a work unit as an honest node."""
@@ -21,10 +21,22 @@ class Adversaries:
         attacks: Attack of each hostile node.
         aggregate: What they expect of the coordinator.
         seed: Seed of random numbers.
+        received: Returns the parameters that a work unit begins with.
     """
 
-    def __init__(self, attacks: Mapping[str, Byzantine], aggregate: Aggregate, seed: int) -> None:
+    def __init__(
+        self,
+        attacks: Mapping[str, Byzantine],
+        aggregate: Aggregate,
+        seed: int,
+        received: Callable[[WorkAssigned], Flat],
+    ) -> None:
         self._attacks, self._aggregate, self._seed = attacks, aggregate, seed
+        self._received = received
+        self._first: dict[str, Flat] = {}
+        """Update that each node sends again and again."""
+        self._before: dict[str, Flat] = {}
+        """Parameters that each node received last."""
         self._orders: dict[str, WorkAssigned] = {}
         """Latest order of each node."""
         self._done: dict[tuple[str, int], Update] = {}
@@ -45,8 +57,8 @@ class Adversaries:
         if hostile is None or order.round < hostile.from_round:
             self._sent.append((order.round, own.flat))
             return replace(own, flat=own.flat.copy())
-        if hostile.attack == "label_flip":  # its labels were changed
-            return replace(own, flat=own.flat.copy())
+        if hostile.attack in OTHERS:
+            return replace(own, flat=self._by_itself(hostile.attack, order, own.flat))
         honest = self._known(hostile.attack, order, work)
         if not honest:
             return replace(own, flat=own.flat.copy())
@@ -55,6 +67,19 @@ class Adversaries:
         situation = Situation(np.stack(honest), together, self._aggregate, seed)
         flat = attack(hostile.attack, hostile.strength, situation)
         return replace(own, flat=flat.copy())
+
+    def _by_itself(self, name: AttackName, order: WorkAssigned, own: Flat) -> Flat:
+        """Return what a node sends that needs no update of others; of wrong labels, it has learned already."""
+        if name == "replay":
+            return self._first.setdefault(order.node, own.copy()).copy()
+        if name == "echo":
+            now = self._received(order).copy()
+            before = self._before.get(order.node)
+            self._before[order.node] = now
+            step = own if before is None else now - before if order.local_steps > 1 else before - now
+            length = float(np.linalg.norm(step))
+            return np.asarray(step * (float(np.linalg.norm(own)) / length) if length else own, np.float32)
+        return own.copy()
 
     def _known(self, name: AttackName, order: WorkAssigned, work: Work) -> Sequence[Flat]:
         """Return the honest updates of a round: those that have been sent, for a copy, or else all."""

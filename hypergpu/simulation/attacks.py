@@ -26,6 +26,8 @@ AttackName = Literal[
     "alie",
     "optimal_alie",
     "mimic",
+    "replay",
+    "echo",
     "inf",
     "gaussian",
     "noise",
@@ -33,6 +35,9 @@ AttackName = Literal[
     "label_flip",
 ]
 ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
+OTHERS: Final[frozenset[AttackName]] = frozenset({"label_flip", "replay", "echo"})
+"""Attacks that need no update of others: wrong labels, an update of its own that was sent before, and the step of the
+model that the coordinator sent (Lin et al., "Free-riders in federated learning", 2019)."""
 
 
 class Byzantine(ConfigSection):
@@ -94,7 +99,7 @@ class Situation:
 
 
 def attack(name: AttackName, strength: float | None, situation: Situation) -> Flat:
-    """Return what every attacker sends by an attack other than `label_flip`, which changes what a node learns from.
+    """Return what every attacker sends by an attack on updates; `OTHERS` are none.
 
     `strength` is its factor; None = that of its paper.
     """

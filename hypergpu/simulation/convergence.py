@@ -236,6 +236,11 @@ class ConvergenceBackend:
         return 1 << 62
 
     @property
+    def step_sketch(self) -> None:
+        """Nothing: there are no updates to be compared."""
+        return None
+
+    @property
     def update_norms(self) -> tuple[float, float] | None:
         """Norms of the last step; a curve has none."""
         return None
@@ -289,6 +294,9 @@ class ConvergenceBackend:
         if late is not None:
             self._last = self._last._replace(full_steps=self._last.full_steps * staleness_weight(late[1]))
         self._accepted.add(self._last, weight)
+
+    def gain(self) -> None:
+        """Nothing: there are no updates."""
 
     def discard(self) -> None:
         """Forget the updates of an abandoned round."""

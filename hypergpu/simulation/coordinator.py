@@ -315,6 +315,9 @@ class SimulatedCoordinator:
     def _count_update(self, reply: ev.UpdateReply) -> None:
         if reply.status is _ACCEPTED and reply.weight:
             self._learning.add(reply.weight, reply.late)
+            found = self._learning.gain() if reply.measured else None
+            if found is not None:
+                self._time.at(self._time.now, self.dispatch, found)
 
     def _close_round(self, closed: ev.CloseRound) -> None:
         self._watch_stragglers()
@@ -331,7 +334,8 @@ class SimulatedCoordinator:
         others = self._learning.others if closed.evaluate else {}
         traffic = self._links.traffic.take()
         self._recorder.round_closed(closed, loss, metric, self._time.now, traffic=traffic, others=others)
-        self.dispatch(ev.Evaluated(closed.round, loss, metric, self._learning.update_norms, others))
+        figures = self._learning.update_norms, others, self._learning.step_sketch
+        self.dispatch(ev.Evaluated(closed.round, loss, metric, *figures))
 
     def _record_metric_fault(self, round_number: int) -> None:
         """Record that the metric could not be computed, once for each cause."""

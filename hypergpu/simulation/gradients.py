@@ -19,8 +19,10 @@ from hypergpu.coordinator.core.model.fragment_sendings import ModelSendings, Out
 from hypergpu.coordinator.core.model.global_model import PLAIN_MEAN, GlobalModel
 from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.model.robust_mean import robust_mean
+from hypergpu.coordinator.core.model.sketch import Sketch
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.update_norms import FACTOR
+from hypergpu.coordinator.gains import Gains
 from hypergpu.coordinator.initial_model import initial_values
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
 from hypergpu.node.optimizers import KeptState
@@ -126,12 +128,14 @@ class GradientBackend:
             self._model.restore(initial_values(Path(config.initial_model), saved), None)
         self._sent = _Sent(self._model, config)
         self._own = NodeSamples(task, config.seed, reported) if config.data_is_local else None
-        self._adversaries = Adversaries(attacks, partial(_aggregate, aggregation), config.seed) if attacks else None
+        self._adversaries = None
+        if attacks:
+            self._adversaries = Adversaries(attacks, partial(_aggregate, aggregation), config.seed, self._received)
         self._dealt: tuple[int, Partition, dict[int, ShardOrder]] | None = None
         """Number of shards, and their samples."""
         self._nodes: dict[str, _Memory] = {}
-        self._trained: tuple[str, EncodedUpdate] | None = None
-        """Update that was trained last, and its node."""
+        self._trained: tuple[ev.UpdateArrived, EncodedUpdate] | None = None
+        """Update that was trained last."""
 
     def compression(self, configured: CompressionConfig) -> CompressionConfig:
         """Return the settings of the model's transfers."""
@@ -201,6 +205,11 @@ class GradientBackend:
         """Norms of the last step; None if they are unknown."""
         return self._model.update_norms
 
+    @property
+    def step_sketch(self) -> Sketch | None:
+        """Sketch of the last step; None if it was skipped."""
+        return self._model.step_sketch
+
     def train(self, order: ev.WorkAssigned, compute_seconds: float = 0.0) -> ev.UpdateArrived:
         """Train a work unit with real gradients, and encode its update as the node does."""
         memory = self._memory_of(order.node)
@@ -215,9 +224,8 @@ class GradientBackend:
                 accepted_round=order.accepted_round,
                 trial=order.trial,
             )
-        self._trained = order.node, encoded
         norm, sketch = self._model.measure(encoded.payload, encoded.form.codec.name, order.round)
-        return ev.UpdateArrived(
+        arrived = ev.UpdateArrived(
             order.node,
             order.round,
             order.attempt,
@@ -235,12 +243,17 @@ class GradientBackend:
             if order.local_steps > 1
             else 0.0,
         )
+        self._trained = arrived, encoded
+        return arrived
+
+    def _received(self, order: ev.WorkAssigned) -> Flat:
+        return self._sent.received(order.round, order.codecs.parameters)
 
     def _update_of(self, order: ev.WorkAssigned) -> Update:
         """Return what a node sends."""
 
         def work(unit: ev.WorkAssigned) -> Update:
-            return self._work(unit, self._sent.received(unit.round, unit.codecs.parameters))
+            return self._work(unit, self._received(unit))
 
         return work(order) if self._adversaries is None else self._adversaries.update_of(order, work)
 
@@ -266,8 +279,16 @@ class GradientBackend:
     def add(self, weight: int, late: tuple[int, int] | None = None) -> None:
         """Add the update that was trained last to the mean."""
         if self._trained is not None:
-            node, encoded = self._trained
-            self._model.add(encoded.payload, encoded.form.codec.name, weight, late, node)
+            arrived, encoded = self._trained
+            self._model.add(encoded.payload, encoded.form.codec.name, weight, late, arrived.node)
+
+    def gain(self) -> ev.GainMeasured | None:
+        """Return the gain of the update that was trained last."""
+        if self._trained is None:
+            return None
+        arrived, encoded = self._trained
+        gains = Gains(self._model, lambda values: self._evaluation_of(values).loss, lambda: 0.0)
+        return gains.measure(arrived, encoded.payload)
 
     def discard(self) -> None:
         """Forget the updates of an abandoned round."""
@@ -299,10 +320,12 @@ class GradientBackend:
 
     def evaluate(self) -> tuple[float, float | None]:
         """Return loss and metric on held-out data."""
-        self._trainer.model.load(self._model.values)
-        result = evaluate(self._trainer.model.module, self._trainer.task, batch_size=self._config.batch_size)
-        self._evaluation = result
+        self._evaluation = result = self._evaluation_of(self._model.values)
         return result.loss, result.metric
+
+    def _evaluation_of(self, values: Flat) -> Evaluation:
+        self._trainer.model.load(values)
+        return evaluate(self._trainer.model.module, self._trainer.task, batch_size=self._config.batch_size)
 
     @property
     def metric_fault(self) -> str:

@@ -123,9 +123,16 @@ class Recording:
     def _node_rows(self, links: Mapping[str, Mapping[str, float | str]]) -> list[dict[str, Any]]:
         members, override = self.machine.members, self.machine.adaptation.overrides.of
         states = {m.node_id: "done" if m.node_id in members.connected else str(m.connection) for m in members}
-        used = self.machine.shards.samples_used
+        used, useful = self.machine.shards.samples_used, members.usefulness()
         return [
-            node_row(m, states[node], override(node), links.get(node), samples_used=used(node))
+            node_row(
+                m,
+                states[node],
+                override(node),
+                links.get(node),
+                samples_used=used(node),
+                usefulness=useful.get(node),
+            )
             for m in members
             for node in (m.node_id,)
         ]

@@ -176,6 +176,8 @@ def _machine(config: SystemConfig, adaptation: Adaptation, learning: TrainingBac
         metric=learning.metric,
         codecs=config.compression.codecs,
         suspicion=config.aggregation.suspicion,
+        measured_share=config.contribution.measured_share,
+        secret=config.training.seed,
     )
 
 

@@ -8,6 +8,7 @@ from hypergpu.common.metric import MetricSpec
 from hypergpu.common.tensors import Payload
 from hypergpu.coordinator.core.model.fragment_sendings import ModelSendings
 from hypergpu.coordinator.core.model.outgoing import Sending
+from hypergpu.coordinator.core.model.sketch import Sketch
 from hypergpu.coordinator.core.rounds import events as ev
 
 
@@ -36,6 +37,11 @@ class TrainingBackend(Protocol):
     @property
     def update_norms(self) -> tuple[float, float] | None:
         """Norms of the last step, as in `GlobalModel.update_norms`; None if they are unknown."""
+        ...
+
+    @property
+    def step_sketch(self) -> Sketch | None:
+        """Sketch of the last step; None if it was skipped, or is unknown."""
         ...
 
     def payload_bytes(self, codec: str, fragments: tuple[int, ...] = ()) -> int:
@@ -85,6 +91,10 @@ class TrainingBackend(Protocol):
 
     def add(self, weight: int, late: tuple[int, int] | None = None) -> None:
         """Take what was trained last into the round's mean; `late` is its round and staleness, if it is late."""
+        ...
+
+    def gain(self) -> ev.GainMeasured | None:
+        """Return the gain on held-out data of what was trained last; None where there are no real updates."""
         ...
 
     def discard(self) -> None:

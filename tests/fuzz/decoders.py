@@ -61,7 +61,7 @@ from hypergpu.protos import netsim_pb2 as net
 from hypergpu.report.page import page
 from hypergpu.report.run import read_run
 from hypergpu.rewards.addresses import read_addresses
-from hypergpu.rewards.scores import read_epoch
+from hypergpu.rewards.scores import Basis, read_epoch
 from hypergpu.simulation import scenario_file as simulated
 from hypergpu.simulation.compute import read_rounds
 from hypergpu.simulation.fork.state import read_state
@@ -425,7 +425,8 @@ DECODERS: Final[Mapping[str, Decoder]] = {
         _run_directory(lambda run: export_model(run, "last", run / "out.safetensors"), "model.safetensors"), [_MODEL]
     ),
     "rewards.scores.read_epoch": Decoder(
-        _run_directory(read_epoch, "rounds.jsonl"), [line.encode() for line in ROUNDS.splitlines()]
+        _run_directory(lambda run: [read_epoch(run, by) for by in reversed(Basis)], "rounds.jsonl"),
+        [line.encode() for line in ROUNDS.splitlines()],
     ),
     "rewards.addresses.read_addresses": Decoder(
         of_file(read_addresses), [b"node,address\na,0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\nb,\n"]

@@ -10,7 +10,7 @@ from hypergpu.common.config.aggregation import AggregationConfig
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.fragments import Fragments
 from hypergpu.common.tensors import Flat, Manifest, Payload
-from hypergpu.coordinator.core.model.aggregation import Parts, is_finite, norm, staleness_weight
+from hypergpu.coordinator.core.model.aggregation import Parts, is_finite, norm, pieces, staleness_weight
 from hypergpu.coordinator.core.model.optimizer import Optimizer, Sgd, make_optimizer
 from hypergpu.coordinator.core.model.robust_mean import RoundMeans
 from hypergpu.coordinator.core.model.sketch import WIDTH, Sketch, Sketcher
@@ -48,15 +48,15 @@ class GlobalModel:
         self.values: Flat = np.array(initial, np.float32)
         self._spare: Flat = np.empty_like(self.values)
         self._kept: Flat = self.values.copy()
-        self._sketcher = Sketcher(secret) if aggregation.suspicion else None
+        self._sketcher = Sketcher(secret)
         self._config = config
         self.fragments = Fragments(manifest, parameter_count, config.fragments)
         sizes = [self.fragments.size((each,)) + self.fragments.state_size for each in range(self.fragments.count)]
         self._means = RoundMeans(sizes, aggregation, config.seed)
         self._states: dict[int, Flat] = {}
         """State that the nodes received, by round."""
-        self.update_norms: tuple[float, float] | None = None
-        """(mean of |update|² over the nodes, |mean update|²) of the last step; None if it was skipped."""
+        self._figures: tuple[tuple[float, float] | None, Sketch | None] = None, None
+        """Norms and sketch of the last step."""
         self.step_fault = ""
         """Reason for which the last step was skipped; empty if it was not."""
         self._optimizers = self._new_optimizers()
@@ -112,20 +112,17 @@ class GlobalModel:
         """
         return norm(self._changes(self.update_format(codec, round_number), payload))
 
-    def measure(self, payload: Payload, codec: str, round_number: int = 0) -> tuple[float, Sketch | None]:
-        """Return the norm of an encoded update of a round, and its sketch, in one pass; None without suspicion.
+    def measure(self, payload: Payload, codec: str, round_number: int = 0) -> tuple[float, Sketch]:
+        """Return the norm of an encoded update of a round, and its sketch, in one pass.
 
         Raises:
             ProtocolError: the payload is not in this codec.
         """
-        sketcher = self._sketcher
-        if sketcher is None:
-            return self.norm(payload, codec, round_number), None
         sketch = np.zeros(WIDTH, np.float32)
 
         def sketched() -> Parts:
             for start, part in self._changes(self.update_format(codec, round_number), payload):
-                sketcher.add(sketch, start, part)
+                self._sketcher.add(sketch, start, part)
                 yield start, part
 
         with np.errstate(over="ignore", invalid="ignore"):
@@ -151,6 +148,18 @@ class GlobalModel:
             self._means.held.hold(node, payload, codec, weight)
         else:
             self._add(payload, codec, weight, late, node)
+
+    def with_update(self, payload: Payload, codec: str, round_number: int) -> Flat:
+        """Return the values after a plain step of one update alone; a gradient counts by the server's rate."""
+        fragment = self._config.fragment_of(round_number)
+        change = np.empty(self.fragments.size((fragment,)) + self.fragments.state_size, np.float32)
+        for start, part in self._changes(self.update_format(codec, round_number), payload):
+            change[start : start + len(part)] = part
+        if self._config.local_steps == 1:
+            change[: self.fragments.size((fragment,))] *= np.float32(-self._optimizers[fragment].rate)
+        values = self.values.copy()
+        self.fragments.put(self.fragments.take(values, (fragment,)) + change, values, (fragment,))
+        return values
 
     def hold_in(self, allocate: Callable[[int], Payload]) -> None:
         """Let updates that wait for the end of their round be kept in buffers of `allocate`."""
@@ -203,13 +212,24 @@ class GlobalModel:
         """
         for node, payload, codec, weight in self._means.held.take():
             self._add(payload, codec, weight, None, node)
-        self.update_norms, self.step_fault = None, self._means.without(spoiled_by) or self._means.missing
+        self._figures = None, None
+        self.step_fault = self._means.without(spoiled_by) or self._means.missing
         if self.step_fault or not self._means.current.count:  # every update of the round may have been of a trial
             self._means.current.reset()
             return not self.step_fault
         mean = self._means.take()
-        self.update_norms = self._means.current.norms(mean)
+        self._figures = self._means.current.norms(mean), None
         return self._apply(mean, momentum, learning_rate, momentum_every)
+
+    @property
+    def update_norms(self) -> tuple[float, float] | None:
+        """(mean of |update|² over the nodes, |mean update|²) of the last step; None if it was skipped."""
+        return self._figures[0]
+
+    @property
+    def step_sketch(self) -> Sketch | None:
+        """Sketch of the last step's change of the values; None if it was skipped."""
+        return self._figures[1]
 
     def watch_means(self, receiver: Callable[[Flat], None] | None) -> None:
         """Let a receiver have the mean of each step, which is overwritten when it returns."""
@@ -247,10 +267,19 @@ class GlobalModel:
         self._means.current.reset()
         if not is_finite(stepped):
             self._optimizers[self._means.fragment] = self._new_optimizer(self._means.fragment)
-            self.update_norms, self.step_fault = None, "the result is not finite"
+            self._figures, self.step_fault = (None, None), "the result is not finite"
             return False
+        self._figures = self._figures[0], self._sketch_of_step(stepped)
         self._replace_fragment(stepped)
         return True
+
+    def _sketch_of_step(self, stepped: Flat) -> Sketch:
+        """Return the sketch of the change from the present values of the fragment."""
+        sketch = np.zeros(WIDTH, np.float32)
+        before = self.values if self.is_whole else self.fragments.take(self.values, (self._means.fragment,))
+        for start, part in pieces(stepped):
+            self._sketcher.add(sketch, start, part - before[start : start + len(part)])
+        return sketch
 
     def _copy_of_fragment(self) -> Flat:
         """Return a copy of the values that a step changes."""

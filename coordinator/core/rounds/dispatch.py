@@ -44,9 +44,18 @@ def assign(current: Round, member: Member, overrides: Overrides, now: float, eff
 
 
 def accept_update(
-    current: Round, event: ev.UpdateArrived, member: Member, now: float, effects: EffectBuffer
+    current: Round,
+    event: ev.UpdateArrived,
+    member: Member,
+    now: float,
+    effects: EffectBuffer,
+    *,
+    measured: bool = False,
 ) -> tuple[int, float]:
-    """Count an update; return the samples of it that count, and the seconds that the node needed for it."""
+    """Count an update; return the samples of it that count, and the seconds that the node needed for it.
+
+    The gain of one that is `measured` is of interest if it counts.
+    """
     unit = current.units[event.node]
     samples = min(event.samples, unit.samples)
     if unit.trial:  # measured only: a rate that may be far too high must not touch the model
@@ -65,7 +74,8 @@ def accept_update(
     member.compute_seconds = event.compute_seconds
     member.codecs, member.noise = unit.codecs, event.noise
     member.connections = current.settings.connections.of(event.node)
-    effects.reply(ev.UpdateReply(event.node, event.round, _ACCEPTED, unit.weight(samples)))
+    weight = unit.weight(samples)
+    effects.reply(ev.UpdateReply(event.node, event.round, _ACCEPTED, weight, measured=measured and weight > 0))
     return samples, seconds
 
 

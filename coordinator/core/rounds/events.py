@@ -14,6 +14,7 @@ from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.model.sketch import Sketch
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rehearsal import RehearsalRequest, RehearsalResult
+from hypergpu.coordinator.core.rounds.usefulness import Useful
 
 
 class UpdateStatus(StrEnum):
@@ -162,6 +163,8 @@ class Evaluated:
     """(mean of |update|² over the nodes, |mean update|²); None = not measured."""
     others: Mapping[str, float | None] = field(default_factory=dict)
     """Further metrics by name."""
+    step: Sketch | None = field(default=None, compare=False)
+    """Sketch of the step; None if it was skipped, or not measured."""
 
 
 @message
@@ -217,6 +220,18 @@ class OverrideSet:
 
 
 @message
+class GainMeasured:
+    """The gain of an update on held-out data was measured."""
+
+    node: str
+    round: int
+    loss_before: float
+    """Loss of the parameters that it belongs to."""
+    loss_after: float
+    """Loss after a step of it alone."""
+
+
+@message
 class Rehearsed:
     """A rehearsal is done, or has failed."""
 
@@ -240,6 +255,7 @@ Event = (
     | Suspend
     | Fail
     | OverrideSet
+    | GainMeasured
     | Rehearsed
 )
 
@@ -306,6 +322,8 @@ class UpdateReply:
     detail: str = ""
     staleness: int = 0
     """τ of an accepted update: the round that counts it less its own."""
+    measured: bool = False
+    """Its gain on held-out data is to be measured; answer with `GainMeasured`, unless there is no time for it."""
 
     @property
     def late(self) -> tuple[int, int] | None:
@@ -394,6 +412,8 @@ class CloseRound:
     """Updates of earlier rounds that are part of the mean."""
     spoiled_by: Sequence[str] = ()
     """Nodes whose updates may not be used, although they are part of the mean."""
+    useful: Sequence[Useful] = ()
+    """Usefulness of the updates that counted, as far as it was measured."""
 
     @property
     def step(self) -> tuple[float | None, float, int]:

@@ -15,6 +15,7 @@ from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.common.transfer_codecs import NO_CODECS, TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision, DecisionKind
+from hypergpu.coordinator.core.model.aggregation import staleness_weight
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import closing, dispatch, late, opening
 from hypergpu.coordinator.core.rounds import events as ev
@@ -38,6 +39,7 @@ from hypergpu.coordinator.core.rounds.state import (
 )
 from hypergpu.coordinator.core.rounds.suspicion import SuspicionReason, Suspicions, suspicions_of
 from hypergpu.coordinator.core.rounds.update_norms import NormBound, Outlier
+from hypergpu.coordinator.core.rounds.usefulness import Usefulness
 from hypergpu.coordinator.core.rounds.work import Round, WorkReason, WorkUnit
 from hypergpu.coordinator.core.score import Score
 
@@ -60,6 +62,8 @@ class RoundMachine:
         metric: what the model is judged by.
         codecs: codecs of the nodes for which the adaptation chooses none.
         suspicion: nodes whose updates no honest node sends are suspected, and get no work.
+        measured_share: share of the updates whose gain on held-out data is measured.
+        secret: key of the draws of these, which nodes must not know.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class RoundMachine:
         metric: MetricSpec = ACCURACY,
         codecs: TransferCodecs = NO_CODECS,
         suspicion: bool = True,
+        measured_share: float = 0.0,
+        secret: int = 0,
     ) -> None:
         self.config = config
         self.metric = metric
@@ -88,6 +94,7 @@ class RoundMachine:
             self.shards,
             self.deadlines,
             Guards(ModelGuard(first_round - 1), suspicions=suspicions_of(config, enabled=suspicion)),
+            Usefulness(not config.data_is_local, measured_share, secret),
             codecs,
             late=late.LateUnits(config.staleness_limit, config.rounds),
         )
@@ -339,6 +346,7 @@ class RoundMachine:
             ev.Suspend: lambda _, __: self._on_suspend(),
             ev.Fail: lambda event, _: self._finish(ev.FinishReason.FAILED, event.detail),
             ev.OverrideSet: lambda event, _: self._on_override(event),
+            ev.GainMeasured: lambda event, _: self._on_gain(event),
             ev.Rehearsed: lambda event, _: self._on_rehearsed(event),
         }
 
@@ -412,7 +420,8 @@ class RoundMachine:
             dispatch.refuse_outlier(current, unit, event, outlier, effects)
         else:
             unit.suspect = not self._note_accepted(event, unit)
-            samples, seconds = dispatch.accept_update(current, event, member, now, effects)
+            measured = state.usefulness.measures(event.node)
+            samples, seconds = dispatch.accept_update(current, event, member, now, effects, measured=measured)
             self.deadlines.observe(event.node, seconds, event.compute_seconds, unit.samples)
             self.shards.advance(unit.shard, samples)
             closing.shorten_deadline(current, state, self.config, now, effects)
@@ -424,9 +433,14 @@ class RoundMachine:
         state, suspicions = self.round_state, self.suspicions
         current = state.open_round
         is_like = current is None or unit.optimizer.name == current.settings.optimizer.name
+        counts = suspicions.counts(event.node)
         if event.sketch is not None and not unit.trial and is_like:
             suspicions.observe(event.node, event.sketch, unit.expected_norm_scale)
-        return suspicions.counts(event.node)
+            samples = min(event.samples, unit.samples)
+            weight = unit.weight(samples) * staleness_weight(state.merging_round - event.round)
+            if counts and weight:
+                state.usefulness.observe(event.node, event.sketch, unit.expected_norm_scale, weight)
+        return counts
 
     def _norms_of(self, round_number: int) -> NormBound:
         return self.round_state.guards.norms[self.config.fragment_of(round_number)]
@@ -496,6 +510,8 @@ class RoundMachine:
         if closed is None:
             return
         latest = event.metric if event.loss is not None else self.metric_value
+        if event.step is not None:
+            state.usefulness.stepped(self.config.fragment_of(closed.round), event.step)
         report = closing.round_report(closed, event, None if self.metric == LOSS else latest, self.metric)
         judgement = self.adaptation.finish_round(report)
         loss, metric = closing.take_evaluation(state, event, judgement.model, self.metric, effects)
@@ -510,6 +526,16 @@ class RoundMachine:
             self._finish(*ending)
         elif judgement.rehearsal is not None:
             effects.emit(ev.Rehearse(judgement.rehearsal))
+
+    def _on_gain(self, event: ev.GainMeasured) -> None:
+        member, gain = self.members.get(event.node), event.loss_before - event.loss_after
+        if member is None or not math.isfinite(gain):
+            return
+        member.add_gain(gain)
+        change = event.loss_after - event.loss_before
+        text = f"the update of {event.node} in round {event.round} alone changes the loss by {change:+.4g}"
+        figures = {"of_round": event.round, "loss_before": event.loss_before, "loss_after": event.loss_after}
+        self._effects.record("gain_measured", text, node=event.node, **figures)
 
     def _on_evaluation_failed(self, event: ev.EvaluationFailed) -> None:
         closed = self._take_closed(event.round)
@@ -595,6 +621,7 @@ class RoundMachine:
         opened = opening.open_round(self.round_state, self.config, self.adaptation, now, self._effects)
         if opened is None:
             return
+        self.round_state.usefulness.begin_round(opened.number, opened.units)
         self._effects.emit(ev.StartRound(opened.number, tuple(opened.units), opened.deadline_at))
         for node in list(opened.units):
             member = self.members.connected[node]
@@ -643,10 +670,14 @@ class RoundMachine:
         suspicions = self.suspicions
         if not isinstance(ending, ev.CloseRound):
             suspicions.discard()
+            self.round_state.usefulness.discard()
             return ending
         judgement = suspicions.judge(ending.round, self.members.connected)
         dispatch.accuse(judgement.accusations, self._effects)
-        return replace(ending, spoiled_by=judgement.spoiled_by) if judgement.spoiled_by else ending
+        fragment = self.config.fragment_of(ending.round)
+        useful = self.round_state.usefulness.close(fragment, judgement.spoiled_by, judgement.copied)
+        self.members.credit(useful)
+        return replace(ending, spoiled_by=judgement.spoiled_by, useful=useful)
 
     def _finish(self, reason: ev.FinishReason, detail: str) -> None:
         state, effects = self.round_state, self._effects

@@ -13,11 +13,16 @@ from hypergpu.common.errors import NotFound, ResourceExhausted
 from hypergpu.common.message import message
 from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.transfer_codecs import TransferCodecs
+from hypergpu.coordinator.core.rounds.usefulness import Useful
 
-RESTORED = ("rounds_contributed", "rounds_selected", "retries", "late", "merged_late", "last_accepted")
-"""Counts of a node that outlast a process of the coordinator."""
+_COUNTS = ("rounds_contributed", "rounds_selected", "retries", "late", "merged_late", "last_accepted")
+_SUMS = ("judged_rounds", "points", "squared_points", "measured_updates", "gains", "squared_gains")
+RESTORED = (*_COUNTS, *_SUMS)
+"""Counts and sums of a node that outlast a process of the coordinator."""
 
 
+INTERVAL: Final = 1.96
+"""Half of a 95 % confidence interval, in standard deviations."""
 _KEPT_GHOSTS: Final = 100
 """Disconnected nodes beyond which one that was lost, and had never asked for work, is forgotten at once."""
 
@@ -79,6 +84,17 @@ class Member:
     """Updates that were too late to count."""
     merged_late: int = 0
     """Updates that counted in a later round than their own."""
+    judged_rounds: int = 0
+    """Rounds in which the usefulness of its update was measured."""
+    points: float = 0.0
+    """Points of its updates."""
+    squared_points: float = 0.0
+    """Sum of the squares of those of each round."""
+    measured_updates: int = 0
+    """Updates whose gain on held-out data was measured."""
+    gains: float = 0.0
+    """Sum of these gains: the loss before the update, less the loss after it."""
+    squared_gains: float = 0.0
     compute_seconds: float = 0.0
     codecs: TransferCodecs | None = None
     """Codecs of its latest accepted update and of the parameters before it; None before the first."""
@@ -97,6 +113,27 @@ class Member:
     def spent(self) -> float:
         """Price of the closed rounds for which it was selected."""
         return self.terms.spent(self.selected_seconds)
+
+    @property
+    def points_deviation(self) -> float:
+        """Standard deviation of its points, by those of its rounds; infinite if there was only one."""
+        return _deviation(self.judged_rounds, self.points, self.squared_points)
+
+    @property
+    def gain(self) -> tuple[float, float] | None:
+        """Mean gain of its updates, and half its 95 % confidence interval; None if none was measured."""
+        count = self.measured_updates
+        return (
+            (self.gains / count, INTERVAL * _deviation(count, self.gains, self.squared_gains) / count)
+            if count
+            else None
+        )
+
+    def add_gain(self, gain: float) -> None:
+        """Add the gain of an update."""
+        self.measured_updates += 1
+        self.gains += gain
+        self.squared_gains += gain**2
 
     @property
     def utilisation(self) -> float | None:
@@ -291,6 +328,26 @@ class Membership:
         for member in self.connected.values():
             member.last_seen = now
 
+    def credit(self, useful: Iterable[Useful]) -> None:
+        """Add the points of a round."""
+        for each in useful:
+            member = self._members.get(each.node)
+            if member is not None:
+                member.judged_rounds += 1
+                member.points += each.points
+                member.squared_points += each.points**2
+
+    def usefulness(self) -> dict[str, tuple[float, float]]:
+        """Return the share of all points of each node that was judged, and half its 95 % confidence interval.
+
+        The points of rounds are taken as independent. A sum below zero has no share.
+        """
+        whole = math.fsum(max(0.0, member.points) for member in self)
+        judged = [member for member in self if member.judged_rounds and whole > 0.0]
+        return {
+            each.node_id: (max(0.0, each.points) / whole, INTERVAL * each.points_deviation / whole) for each in judged
+        }
+
     def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Restore the rows of nodes of an earlier process of the coordinator; none is connected yet."""
         for row in rows:
@@ -299,8 +356,10 @@ class Membership:
             state = row.get("state")
             if state in (ConnectionState.LEFT, ConnectionState.LOST):  # gone before the restart: its shard is not kept
                 member.connection, member.reason = ConnectionState.LEFT, f"{state} before the coordinator restarted"
-            for name in RESTORED:
+            for name in _COUNTS:
                 setattr(member, name, int(row.get(name, 0)))
+            for name in _SUMS:
+                setattr(member, name, type(getattr(member, name))(row.get(name, 0)))
 
     def _set_ready(self, member: Member, *, ready: bool) -> None:
         self.ready += ready - member.ready
@@ -313,3 +372,8 @@ class Membership:
         gone = sorted((m for m in self._members.values() if m.node_id not in self.connected), key=lambda m: m.gone_at)
         for member in gone[: max(1, len(gone) // 2)]:
             del self._members[member.node_id]
+
+
+def _deviation(count: int, total: float, squares: float) -> float:
+    """Return the standard deviation of a sum of independent terms, by their squares; infinite for fewer than two."""
+    return math.inf if count < 2 else math.sqrt(max(0.0, squares - total**2 / count) * count / (count - 1))

@@ -19,6 +19,7 @@ from hypergpu.coordinator.core.rounds.events import (
     EvaluationFailed,
     Event,
     Fail,
+    GainMeasured,
     NodeJoined,
     NodeLeft,
     NodeLost,
@@ -40,6 +41,7 @@ from hypergpu.coordinator.core.rounds.membership import Membership
 from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.core.rounds.suspicion import Suspicions
 from hypergpu.coordinator.core.rounds.update_norms import NormBound
+from hypergpu.coordinator.core.rounds.usefulness import Usefulness
 from hypergpu.coordinator.core.rounds.work import Round
 
 
@@ -89,6 +91,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, type[Event]], tuple[Phase, ...]]] = {
     (IDLE, Suspend): (IDLE,),
     (IDLE, Fail): (OVER,),
     (IDLE, OverrideSet): (IDLE, OPEN),
+    (IDLE, GainMeasured): (IDLE,),
     (IDLE, Rehearsed): (IDLE,),
     (OPEN, NodeJoined): (OPEN,),
     (OPEN, NodeLeft): (OPEN, CLOSING, IDLE, OVER),
@@ -106,6 +109,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, type[Event]], tuple[Phase, ...]]] = {
     (OPEN, Suspend): (OPEN,),
     (OPEN, Fail): (OVER,),
     (OPEN, OverrideSet): (OPEN,),
+    (OPEN, GainMeasured): (OPEN,),
     (OPEN, Rehearsed): (OPEN,),
     (CLOSING, NodeJoined): (CLOSING,),
     (CLOSING, NodeLeft): (CLOSING,),
@@ -123,6 +127,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, type[Event]], tuple[Phase, ...]]] = {
     (CLOSING, Suspend): (CLOSING,),
     (CLOSING, Fail): (OVER,),
     (CLOSING, OverrideSet): (CLOSING,),
+    (CLOSING, GainMeasured): (CLOSING,),
     (CLOSING, Rehearsed): (CLOSING,),
     (OVER, NodeJoined): (OVER,),
     (OVER, NodeLeft): (OVER,),
@@ -140,6 +145,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, type[Event]], tuple[Phase, ...]]] = {
     (OVER, Suspend): (OVER,),
     (OVER, Fail): (OVER,),
     (OVER, OverrideSet): (OVER,),
+    (OVER, GainMeasured): (OVER,),
     (OVER, Rehearsed): (OVER,),
 }
 """Phases that may follow (phase, type of event). An event that another round was meant for changes nothing.
@@ -225,6 +231,7 @@ class RoundState:
     shards: ShardTable
     deadlines: DeadlineEstimator
     guards: Guards
+    usefulness: Usefulness = field(default_factory=Usefulness)
     codecs: TransferCodecs = NO_CODECS
     """Codecs of the nodes for which the adaptation chooses none."""
     phase: Phase = IDLE

@@ -104,6 +104,8 @@ class Judgement:
     accusations: Sequence[Accusation] = ()
     spoiled_by: Sequence[str] = ()
     """Nodes whose updates may not be used, although they were accepted."""
+    copied: Collection[str] | None = field(default=None, compare=False)
+    """Nodes whose updates are copies of earlier ones of the round; None = nobody looked."""
 
 
 @dataclass(slots=True)
@@ -141,6 +143,8 @@ class Suspicions:
     _round: int = 0
     """Round that is judged."""
     _found: list[Accusation] = field(default_factory=list)
+    _copied: frozenset[str] = frozenset()
+    """Nodes whose updates of the round that is judged are copies."""
     _middles: deque[float] = field(default_factory=lambda: deque(maxlen=MIDDLES))
     """Median norms of the latest rounds."""
     _may_suspect: int = 0
@@ -191,10 +195,11 @@ class Suspicions:
         if len(unusable) <= (len(updates) + len(unusable)) / 3:  # else it is not the nodes
             for node, reason in unusable.items():
                 self._add(node, MOST_PER_ROUND, reason, {})
+        self._copied = frozenset()
         spoiled = self._compare(updates) if len(updates) >= LEAST_UPDATES else []
         for update in updates:
             self._pass(update.node)
-        return Judgement(tuple(self._found), tuple(spoiled))
+        return Judgement(tuple(self._found), tuple(spoiled), self._copied)
 
     def _compare(self, updates: Sequence[_Update]) -> list[str]:
         """Judge updates by the others; return the nodes of those that cannot be used."""
@@ -203,7 +208,8 @@ class Suspicions:
         middle = float(np.median(norms)) or 1.0
         cosines = _cosines(vectors, norms, middle, [not self.counts(node) for node in nodes])
         agree = float(np.median(cosines)) >= AGREEMENT
-        copies = _copies(vectors, norms, nodes) if self.finds_copies else {}
+        copies = copies_of(vectors, norms, nodes) if self.finds_copies else {}
+        self._copied = frozenset(copies)
         spoiled = []
         self._middles.append(middle)
         lengths = norms / max(middle, float(np.median(self._middles)))
@@ -324,7 +330,7 @@ class _Copy(NamedTuple):
     """Distance to the nearest of the others, in usual distances."""
 
 
-def _copies(vectors: Vectors, norms: Vectors, nodes: Sequence[str]) -> dict[str, _Copy]:
+def copies_of(vectors: Vectors, norms: Vectors, nodes: Sequence[str]) -> dict[str, _Copy]:
     """Return the copies by node. Only updates that are next in norm are compared, so that many nodes cost little."""
     spread = float(np.median(np.linalg.norm(vectors - np.median(vectors, axis=0), axis=1)))
     usual = spread * math.sqrt(2.0)

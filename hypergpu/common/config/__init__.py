@@ -6,6 +6,7 @@ from hypergpu.common.config.adaptation import BatchConfig, MonitorConfig, Orches
 from hypergpu.common.config.aggregation import AggregationConfig
 from hypergpu.common.config.checkpoint import CheckpointConfig
 from hypergpu.common.config.compression import CompressionConfig
+from hypergpu.common.config.contribution import ContributionConfig
 from hypergpu.common.config.loading import load_config
 from hypergpu.common.config.node import NodeConfig
 from hypergpu.common.config.section import ConfigSection
@@ -26,6 +27,8 @@ class SystemConfig(ConfigSection):
     """Device and network of a node."""
     aggregation: AggregationConfig = AggregationConfig()
     """The mean of a round's updates."""
+    contribution: ContributionConfig = ContributionConfig()
+    """Measurement of what nodes contribute."""
     compression: CompressionConfig = CompressionConfig()
     """Codecs of parameters and updates."""
     transfers: TransfersConfig = TransfersConfig()
@@ -75,6 +78,7 @@ __all__ = [
     "CheckpointConfig",
     "CompressionConfig",
     "ConfigSection",
+    "ContributionConfig",
     "MonitorConfig",
     "NodeConfig",
     "OrchestratorConfig",

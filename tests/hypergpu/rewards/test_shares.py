@@ -14,7 +14,7 @@ from hypergpu.rewards.addresses import checksummed, read_addresses
 from hypergpu.rewards.distribution import distribute
 from hypergpu.rewards.keccak import keccak256
 from hypergpu.rewards.merkle import MerkleTree, leaf_hash, verifies
-from hypergpu.rewards.scores import read_epoch
+from hypergpu.rewards.scores import Basis, read_epoch
 from hypergpu.rewards.shares import divide
 
 ALICE, BOB = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed", "0xfB6916095ca1df60bB79Ce92cE3Ea74c37c5d359"
@@ -124,25 +124,45 @@ def row(number: int, steps: int = 2, **batches: int) -> dict[str, Any]:
 
 def test_an_epoch_takes_its_rounds_once(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", [row(1, a=8), row(2, a=8), row(2, a=4, b=8), row(3, b=16)])
+    own = run_of(tmp_path / "own", [{**row(1, steps=4, a=8, b=8), "node_steps": {"b": 1}}])
+    assert read_epoch(own, Basis.SAMPLES).scores == {"a": 32.0, "b": 8.0, "idle": 0.0}
     with (run / "rounds.jsonl").open("a") as file:
         file.write('{"round": 4, "loc')
-    assert read_epoch(run).scores == {"a": 24.0, "b": 48.0, "idle": 0.0}
-    assert read_epoch(run, 2, 2).scores == {"a": 8.0, "b": 16.0, "idle": 0.0}
+    assert read_epoch(run, Basis.SAMPLES).scores == {"a": 24.0, "b": 48.0, "idle": 0.0}
+    assert read_epoch(run, Basis.SAMPLES, 2, 2).scores == {"a": 8.0, "b": 16.0, "idle": 0.0}
     for first, last in ((0, 2), (2, 4), (3, 2)):
         with pytest.raises(InvalidInput, match="rounds 1 to 3"):
-            read_epoch(run, first, last)
+            read_epoch(run, Basis.SAMPLES, first, last)
 
 
+def test_points_below_zero_over_the_epoch_count_as_none(tmp_path: Path) -> None:
+    points = [{"a": 0.5, "b": 0.5}, {"a": 0.25, "b": -0.75}, {}]
+    run = run_of(tmp_path / "run", [{**row(number, a=8, b=8), "points": each} for number, each in enumerate(points, 1)])
+    assert read_epoch(run, Basis.USEFULNESS).scores == {"a": 0.75, "b": 0.0, "idle": 0.0}
+    assert read_epoch(run, Basis.USEFULNESS, 1, 1).scores == {"a": 0.5, "b": 0.5, "idle": 0.0}
+    with pytest.raises(InvalidInput, match="--by samples"):
+        read_epoch(run_of(tmp_path / "without", [row(1, a=8)]), Basis.USEFULNESS)
+
+
+@pytest.mark.parametrize("by", Basis)
 @pytest.mark.parametrize(
-    "bad", [{"round": -1}, {"round": True}, {**row(1, a=1), "batch_sizes": {}}, {**row(1), "contributors": 3}]
+    "bad",
+    [
+        {"round": -1},
+        {"round": True},
+        {**row(1, a=1), "batch_sizes": {}, "points": 3},
+        {**row(1), "contributors": 3, "points": {"a": "1"}},
+        {**row(1), "contributors": [["a"]], "points": {"a": None}},
+        {**row(1, a=-1), "points": {"a": float("nan")}},
+    ],
 )
-def test_records_that_make_no_sense_are_refused(tmp_path: Path, bad: dict[str, Any]) -> None:
+def test_records_that_make_no_sense_are_refused(tmp_path: Path, bad: dict[str, Any], by: Basis) -> None:
     with pytest.raises(ConfigError, match="round"):
-        read_epoch(run_of(tmp_path / "run", [bad]))
+        read_epoch(run_of(tmp_path / "run", [bad]), by)
 
 
 def test_the_command_divides_writes_and_checks(cli: Any, tmp_path: Path) -> None:
-    run = run_of(tmp_path / "run", [row(1, a=8, b=24)])
+    run = run_of(tmp_path / "run", [{**row(1, a=8, b=8), "points": {"a": 0.125, "b": 0.375}}])
     addresses, out = tmp_path / "nodes.csv", tmp_path / "epoch.json"
     addresses.write_text(f"node,address\na,{ALICE.lower()}\nb,{BOB}\n")
     arguments = ("rewards", str(run), "--addresses", str(addresses), "--amount")

@@ -1,5 +1,7 @@
 """Hostile nodes in virtual time: what they send, and what rules make of it."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from hypergpu.common.config.loading import parse
 from hypergpu.common.errors import ConfigError
 from hypergpu.common.tensors import Flat
 from hypergpu.coordinator.core.rounds.suspicion import SuspicionReason
+from hypergpu.rewards.scores import Basis, read_epoch
 from hypergpu.simulation.attacks import Situation, attack
 from hypergpu.simulation.run import Outcome, simulate
 from hypergpu.simulation.scenario import Scenario
@@ -135,3 +138,27 @@ def test_honest_nodes_with_skewed_data_unlike_speeds_and_a_strong_codec_are_not_
     nodes = {f"node_{n}": {"speed": 1.0 / (1 + n % 4), "gpu": "T4"} for n in range(6)}
     tree = {"name": "honest", "task": "digits", "rounds": 15, "policy": "none", "config": config, "nodes": nodes}
     assert suspects(simulate(parse(Scenario, tree, where="here"))) == set()
+
+
+def test_whoever_sends_noise_or_what_was_known_earns_nothing(tmp_path: Path) -> None:
+    hostile = [{"id": name, "count": 1, "gpu": "T4", "byzantine": name} for name in ("noise", "replay", "echo")]
+    nodes = [{"id": "honest", "count": 6, "gpu": "T4"}, *hostile]
+    config = {"aggregation": {"suspicion": False}, "training": {"local_steps": 4}}
+    simulate(scenario("noise", nodes=nodes, rounds=15, config=config), tmp_path)
+    scores = read_epoch(tmp_path, Basis.USEFULNESS).scores
+    honest = [score for node, score in scores.items() if node.startswith("honest")]
+    usual = sum(honest) / len(honest)
+    assert min(honest) > 0.5 * usual
+    assert scores["noise_0"] < 0.1 * usual
+    assert (scores["replay_0"], scores["echo_0"]) == (0.0, 0.0)
+    rows = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    assert [sorted(row["repeated"]) for row in rows] == [[], *[["echo_0", "replay_0"]] * 14]
+    for row in rows:
+        assert sum(row["share"].values()) == pytest.approx(1.0, abs=1e-4)
+    (noise,) = [row for row in json.loads((tmp_path / "nodes.json").read_text()) if row["node_id"] == "noise_0"]
+    assert noise["usefulness"] == pytest.approx(scores["noise_0"] / sum(scores.values()), abs=1e-3)
+    assert noise["usefulness_error"] > 0
+    gains = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    gains = [each["loss_before"] - each["loss_after"] for each in gains if each["kind"] == "gain_measured"]
+    assert 5 <= len(gains) <= 2 * 15
+    assert max(gains) > 0.01

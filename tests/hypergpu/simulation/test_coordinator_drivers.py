@@ -75,6 +75,7 @@ def configuration(options: Sequence[str]) -> dict[str, Any]:
         },
         "orchestrator": {"policy": given.get("policy", "none")},
         "transfers": {"connections": given.get("connections", "auto")},
+        "contribution": {"measured_share": 0},  # who is drawn is a secret, which differs
     }
 
 
@@ -281,6 +282,7 @@ class ScriptedLearning:
     metric: MetricSpec = ACCURACY
     samples: int = 40
     update_norms: tuple[float, float] | None = None
+    step_sketch: None = None
     metric_fault: str = ""
     others: Mapping[str, float | None] = field(default_factory=dict)
     sendings: ModelSendings = field(default_factory=lambda: ModelSendings(1))
@@ -317,6 +319,9 @@ class ScriptedLearning:
     def process_started(self, node: str) -> None: ...
 
     def add(self, weight: int, late: tuple[int, int] | None = None) -> None: ...
+
+    def gain(self) -> None:
+        pass
 
     def discard(self) -> None: ...
 

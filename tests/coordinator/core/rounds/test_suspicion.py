@@ -20,7 +20,7 @@ from hypergpu.coordinator.core.rounds.suspicion import (
     Judgement,
     SuspicionReason,
     Suspicions,
-    _copies,
+    copies_of,
     suspicions_of,
 )
 
@@ -256,5 +256,5 @@ def test_copies_are_those_of_a_comparison_of_all_pairs(seed: int) -> None:
     norms = np.linalg.norm(vectors, axis=1)
     nodes = [f"node_{number}" for number in range(count)]
     expected = brute_force(vectors, norms, nodes)
-    assert {node: tuple(copy) for node, copy in _copies(vectors, norms, nodes).items()} == expected
+    assert {node: tuple(copy) for node, copy in copies_of(vectors, norms, nodes).items()} == expected
     assert len(expected) > 0 or seed > 5

@@ -11,6 +11,7 @@ intended change, run `pytest tests/coordinator/core/rounds/test_transcripts.py -
     > evaluated 0.5 0.9                     the closed round is evaluated
     > wait 5                                time passes, and the timer fires
     > later 5                               time passes, and the timer is late
+    > gain a                                the gain of an update of a has been measured
     > rehearsed                             the result of a rehearsal arrives
 """
 
@@ -67,6 +68,7 @@ class Stage:
             "suspend": lambda _, __: [ev.Suspend()],
             "fail": lambda words, _: [ev.Fail(" ".join(words))],
             "later": self._later,
+            "gain": lambda words, _: [ev.GainMeasured(words[0], 1, 0.5, 0.25)],
             "rehearsed": lambda _, __: [ev.Rehearsed(RehearsalResult(1, 2.5))],
         }
 
