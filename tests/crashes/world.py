@@ -111,9 +111,10 @@ class World:
             "evaluate_every": 2,
         }
         server = {"listen": "127.0.0.1:0", "heartbeat_seconds": 0.5, "heartbeat_misses": 6, "linger_seconds": 0.0}
-        orchestrator = {"policy": "none"}
         checkpoint = {"every": self.settings["every"]}
-        tree = {"training": training, "server": server, "orchestrator": orchestrator, "checkpoint": checkpoint}
+        tree: dict[str, Any] = {"training": training, "server": server, "checkpoint": checkpoint}
+        tree |= {"orchestrator": {"policy": "none"}}
+        tree |= {"contribution": {"measured_share": 0}}  # its draws are secret, and a world can be repeated
         return SystemConfig.model_validate(tree)
 
     def _start(self) -> Coordinator:

@@ -17,13 +17,14 @@ SIGNER = Signer("hypergpu/0123456789ab", Ed25519PrivateKey.from_private_bytes(by
 Leaf = tuple[str, dict[str, Any]]
 
 
-def write_run(directory: Path, rounds: Iterable[list[Leaf]], signer: Signer = SIGNER) -> Ledger:
-    """Write a ledger whose rounds have these leaves, each with its kind, before that of the round."""
+def write_run(directory: Path, rounds: Iterable[list[Leaf]], signer: Signer = SIGNER, **figures: Any) -> Ledger:
+    """Write a ledger whose rounds have these leaves, each with its kind, before that of the round, whose
+    lines have these figures besides."""
     ledger, leaves, checkpoints, rows = Ledger(signer), list[str](), list[str](), list[str]()
     for number, added in enumerate(rounds, 1):
         for kind, body in added:
             ledger.append(kind, number, body)
-        rows.append(line_of({"round": number, "samples": 100 * number}))
+        rows.append(line_of({"round": number, "samples": 100 * number, **figures}))
         ledger.append("round", number, {"row": sha256(rows[-1].encode()).hexdigest()})
         leaves += ledger.seal()
         row = ledger.publish(ledger.size)

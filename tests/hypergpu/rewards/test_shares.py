@@ -16,6 +16,7 @@ from hypergpu.rewards.keccak import keccak256
 from hypergpu.rewards.merkle import MerkleTree, leaf_hash, verifies
 from hypergpu.rewards.scores import Basis, read_epoch
 from hypergpu.rewards.shares import divide
+from tests.hypergpu.ledger_runs import decisions, write_run
 
 ALICE, BOB = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed", "0xfB6916095ca1df60bB79Ce92cE3Ea74c37c5d359"
 """Two of the examples in EIP-55."""
@@ -159,6 +160,23 @@ def test_points_below_zero_over_the_epoch_count_as_none(tmp_path: Path) -> None:
 def test_records_that_make_no_sense_are_refused(tmp_path: Path, bad: dict[str, Any], by: Basis) -> None:
     with pytest.raises(ConfigError, match="round"):
         read_epoch(run_of(tmp_path / "run", [bad]), by)
+
+
+def test_records_that_the_ledger_did_not_sign_pay_nobody(cli: Any, tmp_path: Path) -> None:
+    run, addresses, key = tmp_path / "run", tmp_path / "nodes.csv", tmp_path / "key"
+    write_run(run, decisions(3, 2), points={"a": 0.5, "b": 0.5})
+    addresses.write_text(f"node,address\na,{ALICE}\nb,{BOB}\n")
+    key.write_text((run / "ledger.vkey").read_text())
+    command = ("rewards", str(run), "--addresses", str(addresses), "--amount", "100")
+    assert cli(*command).code == cli(*command, "--key", str(key)).code == 0
+    lines = (run / "rounds.jsonl").read_text()
+    (run / "rounds.jsonl").write_text(lines.replace('"a":0.5', '"a":5.0', 1))
+    refused = cli(*command)
+    assert (refused.code, "rounds.jsonl, line 1" in refused.err) == (2, True), refused.err
+    (run / "rounds.jsonl").write_text(lines)
+    (run / "ledger.jsonl").unlink()
+    assert cli(*command).code == 0, "a run without a ledger, as in a simulation"
+    assert cli(*command, "--key", str(key)).code == 2
 
 
 def test_the_command_divides_writes_and_checks(cli: Any, tmp_path: Path) -> None:
