@@ -5,8 +5,9 @@ Python's own encoder writes a bare NaN or Infinity, which no other parser reads.
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
-from itertools import count
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,12 @@ from hypergpu.common.files import read_bytes, shown
 
 MAX_LINE_BYTES = 8 << 20
 """Longest line of a file of JSON lines: a round of 10,000 nodes takes 2 MB."""
+MAX_DEPTH = 200
+"""Deepest nesting. The parser of Python 3.11 recurses in C, bounded by the recursion limit alone. Where a library has
+raised that, as some do when they are imported, a nested text would end the process."""
+_NOT_NESTING = re.compile(r'"(?:[^"\\]++|\\.)*+"|[^\[\]{}"]++', re.DOTALL)
+"""Strings, and whatever else neither begins nor ends an array or object."""
+_CHANGE = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 
 def dumps(
@@ -50,13 +57,21 @@ def parse(text: str | bytes) -> object:
     Raises:
         ValueError: the text is not JSON, or is nested too deep.
     """
+    if _is_deep(text if isinstance(text, str) else text.decode("latin-1")):
+        raise ValueError("nested too deep")
     try:
         value: object = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
     except ValueError as error:
         raise ValueError(f"not valid JSON: {error}") from error
     return value
+
+
+def _is_deep(text: str) -> bool:
+    """Return whether a JSON text is nested deeper than `MAX_DEPTH`."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
+    changes = (_CHANGE.get(each, 0) for each in _NOT_NESTING.sub("", text))
+    return any(depth > MAX_DEPTH for depth in accumulate(changes))
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class _RoundRow(BaseModel):
     loss: _Finite | None
     samples: _Count
     local_steps: Annotated[int, Field(ge=1, le=_MOST)]
+    node_steps: dict[_Name, Annotated[int, Field(ge=1, le=_MOST)]] = Field(default_factory=dict)
     contributors: list[_Name]
     missing: list[_Name]
     batch_sizes: dict[_Name, Annotated[int, Field(ge=1, le=_MOST)]]

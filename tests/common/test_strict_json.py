@@ -41,6 +41,40 @@ def test_logs_are_strict_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(stream.getvalue(), parse_constant=refuse)["loss"] is None
 
 
+@pytest.mark.parametrize("depth", [strict_json.MAX_DEPTH, strict_json.MAX_DEPTH + 1, 200_000])
+def test_nesting_is_bounded_whatever_the_recursion_limit(depth: int) -> None:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1_000_000)  # as py-evm does when it is imported
+    try:
+        for left, right in (("[", "]"), ('{"a":', "}")):
+            text = left * depth + "1" + right * depth
+            if depth <= strict_json.MAX_DEPTH:
+                assert json.dumps(strict_json.parse(text)) == text.replace(":", ": ")
+            else:
+                for each in (text, text.encode(), left * depth):
+                    with pytest.raises(ValueError, match="nested too deep"):
+                        strict_json.parse(each)
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def test_brackets_in_strings_and_side_by_side_are_no_nesting() -> None:
+    tree = {"a": "[" * 300, 'b"{\\': '\\"' + "{" * 300, "c": [[1]] * 300}
+    assert strict_json.parse(json.dumps(tree)) == tree
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('"' + "[" * 300, "nested too deep|not valid JSON"),
+        ("]" * 300 + "[" * 300, "not valid JSON"),
+    ],
+)
+def test_what_is_no_json_is_an_error_however_it_is_nested(text: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        strict_json.parse(text)
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [

@@ -1,5 +1,6 @@
 """The contract, compiled by Vyper and run in py-evm."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,12 @@ import pytest
 from hypergpu.rewards.distribution import Distribution, Share, distribute
 from hypergpu.rewards.keccak import keccak256
 
+_RECURSION_LIMIT = sys.getrecursionlimit()
 vyper = pytest.importorskip("vyper", reason="the contract is not tested: pip install 'hypergpu[chain]'")
 eth_tester = pytest.importorskip("eth_tester", reason="the contract is not tested: pip install 'hypergpu[chain]'")
 eth_abi = pytest.importorskip("eth_abi")
+pytest.importorskip("eth")
+sys.setrecursionlimit(_RECURSION_LIMIT)  # py-evm raises it for the whole process; other tests need it as users have it
 
 SOURCE = Path(__file__).parents[3] / "hypergpu/rewards/Distributor.vy"
 TOKEN = """

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -186,7 +187,11 @@ def test_a_real_run_without_an_end_is_simulated_as_far_as_it_went(
     tmp_path: Path, planned: int, done: int, simulated: int
 ) -> None:
     (tmp_path / "config.yaml").write_text(f"training: {{rounds: {planned}}}\n")
-    rows = [{"round": number, "compute_seconds": {}, "waiting_seconds": {}} for number in range(1, done + 1)]
+    row: dict[str, Any] = {"ended_seconds": 1.0, "seconds": 1.0, "loss": None, "samples": 0, "local_steps": 10}
+    row |= {"contributors": [], "missing": []}
+    by_node = "batch_sizes compute_seconds waiting_seconds upload_seconds codec noise parameters_codec"
+    row |= {name: {} for name in f"{by_node} connections_down connections_up bytes_down bytes_up".split()}
+    rows = [{"round": number, **row} for number in range(1, done + 1)]
     (tmp_path / "rounds.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     found = scenario_of_run(tmp_path, {"a": "good"})
     assert found.config.training.rounds == simulated
