@@ -52,7 +52,7 @@ from hypergpu.coordinator.core.session import (
 from hypergpu.coordinator.downloads import Downloads, chosen_ranges, encoded
 from hypergpu.coordinator.engine import Engine
 from hypergpu.coordinator.receipts import checked_receipt, checkpoint_for
-from hypergpu.coordinator.uploads import Upload
+from hypergpu.coordinator.uploads import Upload, WorkKey
 from hypergpu.protos import coordinator_pb2 as pb
 
 LONGEST_WAIT_SECONDS = 60.0
@@ -86,7 +86,8 @@ class TrainingService:
         self._max_model_bytes = max_model_bytes
         self._clock = clock
         self._downloads = Downloads()
-        self._finishing: set[asyncio.Task[pb.PushUpdateReply]] = set()
+        self._finishing: dict[tuple[str, WorkKey], asyncio.Task[pb.PushUpdateReply]] = {}
+        """Complete updates that are being checked and counted."""
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return the gRPC handlers. Chunks bypass protobuf; all other messages use it."""
@@ -224,6 +225,10 @@ class TrainingService:
         engine.downloaded(event.node, convert.download(header))
         if header.figures_follow and not engine.session.needs_update(event.node, event.round):
             return _too_late(event)
+        work_key, announced = (event.round, event.attempt), convert.announced(header)
+        finishing = self._finishing.get((event.node, work_key))
+        if finishing is not None:  # its sender does not know yet that it came whole
+            await asyncio.wait((finishing,))
         reply = engine.ask(OfferUpdate(work.run_id, event))
         if reply is not None:
             return _to_proto(reply)
@@ -232,7 +237,6 @@ class TrainingService:
         require_payload_bytes(header.encoding, form)
         stream = object()
         began = self._clock()
-        work_key, announced = (event.round, event.attempt), convert.announced(header)
         upload = await engine.uploads.open(event.node, work_key, stream, form.payload_bytes, announced=announced)
         try:
             wanted = await self._receive(request, upload, stream, event, began)
@@ -347,8 +351,9 @@ class TrainingService:
         if not upload.is_taken and upload.assembler.complete:
             upload.is_taken = True
             finishing = asyncio.create_task(self._finish_upload(event, upload, header))
-            self._finishing.add(finishing)
-            finishing.add_done_callback(self._on_finished)
+            key = upload.node, upload.work
+            self._finishing[key] = finishing
+            finishing.add_done_callback(lambda done: self._on_finished(key, done))
             return await asyncio.shield(finishing)  # an update that came whole counts, even if its stream breaks now
         engine.uploads.suspend(upload, stream)
         return _incomplete(upload)
@@ -383,8 +388,9 @@ class TrainingService:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, checked_receipt, header, upload.payload, key)
 
-    def _on_finished(self, finishing: asyncio.Task[pb.PushUpdateReply]) -> None:
-        self._finishing.discard(finishing)
+    def _on_finished(self, key: tuple[str, WorkKey], finishing: asyncio.Task[pb.PushUpdateReply]) -> None:
+        if self._finishing.get(key) is finishing:
+            del self._finishing[key]
         if not finishing.cancelled():
             finishing.exception()  # its stream may be gone: nobody else asks
 

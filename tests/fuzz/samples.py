@@ -32,6 +32,7 @@ _ROW: Final[dict[str, Any]] = {
     "upload_seconds": {"a": 0.05, "b": 0.06},
     "bytes_down": {"a": 102356, "b": 102356, "c": 102356},
     "bytes_up": {"a": 101756, "b": 27000},
+    "points": {"a": 0.4, "b": 0.3},
     "compute_utilisation": 0.25,
 }
 _NODE: Final = {
