@@ -20,7 +20,17 @@ _FIRST_ROUNDS = 3
 _MOST_LINES = 20
 """Most lines about rounds in a pipe."""
 _ROUTINE = frozenset(
-    ("round_started", "round_closed", "decision", "waiting", "node_joined", "node_ready", "node_left", "shards_dealt")
+    {
+        "round_started",
+        "round_closed",
+        "decision",
+        "gain_measured",
+        "waiting",
+        "node_joined",
+        "node_ready",
+        "node_left",
+        "shards_dealt",
+    }
 )
 """Kinds of events that get no line at the normal level."""
 

@@ -171,6 +171,11 @@ def test_a_pipe_gets_a_line_per_few_rounds_and_the_changes_of_the_network() -> N
     assert len(said) < 20
 
 
+def test_what_single_updates_gain_is_told_by_verbose_only() -> None:
+    for level, expected in ((Level.NORMAL, 0), (Level.VERBOSE, 8)):
+        assert sum("gain_measured" in line for line in lines(level, 8, kinds=("gain_measured",))) == expected
+
+
 def test_a_long_run_gets_no_more_lines_than_a_reader_takes() -> None:
     said = lines(Level.NORMAL, rounds=1000)
     assert sum("round_closed" in line for line in said) <= 3 + 21
