@@ -32,7 +32,7 @@ from hypergpu.coordinator.health import Part
 from hypergpu.coordinator.outbox import Outbox
 from hypergpu.coordinator.records import Records
 from hypergpu.coordinator.resuming import Found
-from hypergpu.coordinator.run_records import RunEvent, node_row, outcome, round_leaf, round_row, saved_counts
+from hypergpu.coordinator.run_records import RunEvent, line_of, node_row, outcome, round_leaf, round_row, saved_counts
 from hypergpu.coordinator.uploads import Upload, Uploads
 
 log = structlog.get_logger()
@@ -440,7 +440,8 @@ class Engine:
         found, others, spec = (evaluated.loss, evaluated.metric), evaluated.others, self.machine.metric
         row = round_row(closed, found[0], spec, found[1], self.elapsed_seconds, traffic=traffic, others=others)
         effects = self._decide(evaluated, self.machine.handle)
-        self.ledger.append("round", closed.round, round_leaf(row, spec.name, weights))
+        line = line_of(row)
+        self.ledger.append("round", closed.round, round_leaf(row, line, spec.name, weights))
         self.ledger.note(effects, closed.round)
         self._seal()
         reached, state = self.machine.score, self._state(effects)
@@ -457,7 +458,7 @@ class Engine:
         with self._outbox.held():
             self._outbox.put(effects)
             await self._durability.commit(closed, state, lambda has_mean: record(has_mean=has_mean))
-            self._records.round(row)
+            self._records.round(line)
         self._durability.told()
         self._background.spawn("syncing the records", self._records.sync())
         self.metrics.evaluated(self.machine.loss, self.machine.metric_value, others)

@@ -43,9 +43,9 @@ class Records:
         missing += ["nodes.json or summary.json"] if self._health.is_failing(Part.RESULTS) else []
         return " and ".join(missing)
 
-    def round(self, row: Row) -> None:
+    def round(self, line: str) -> None:
         """Append the record of a round."""
-        self._keep(self._run_dir.round, row)
+        self._keep(self._run_dir.round, line)
 
     def event(self, row: Row) -> None:
         """Append a run event."""

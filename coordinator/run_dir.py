@@ -173,9 +173,9 @@ class RunDir:
         file = self._files.get(ledger_files.LEAVES)
         return self._kept_leaves + (file.synced if file is not None else 0)
 
-    def round(self, row: Mapping[str, Any]) -> None:
+    def round(self, line: str) -> None:
         """Keep the record of a closed round for the next `flush`."""
-        self._keep(ROUNDS, _line(row))
+        self._keep(ROUNDS, f"{line}\n")
 
     def event(self, row: Mapping[str, Any]) -> None:
         """Keep the record of an event for the next `flush`."""

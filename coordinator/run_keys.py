@@ -1,6 +1,5 @@
 """Keys of a run directory: of the nodes' leases, and of the signatures under its ledger."""
 
-import os
 import secrets
 from pathlib import Path
 from typing import Final
@@ -9,7 +8,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from hypergpu.common.errors import ConfigError
-from hypergpu.common.private_files import create_private
+from hypergpu.common.private_files import create_private, read_private
 
 LEASE_KEY: Final = ".lease-key"
 LEDGER_KEY: Final = ".ledger-key"
@@ -43,8 +42,7 @@ def _key(file: Path, what: str, consequence: str) -> bytes:
     try:
         if not file.exists():
             return _make(file)
-        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW), "rb") as opened:
-            key = opened.read(_KEY_BYTES + 1)
+        key = read_private(file, _KEY_BYTES + 1)
         if len(key) == _KEY_BYTES:
             return key
         log.warning(f"{what} is damaged; another is made, and {consequence}", file=str(file))

@@ -87,10 +87,10 @@ def _bytes(traffic: Mapping[str, Traffic]) -> dict[str, Any]:
     }
 
 
-def round_leaf(row: Mapping[str, Any], metric: str, weights: str) -> dict[str, Any]:
-    """Return the leaf of a closed round: its row, by figures and SHA-256, and the SHA-256 of the model after it."""
+def round_leaf(row: Mapping[str, Any], line: str, metric: str, weights: str) -> dict[str, Any]:
+    """Return the leaf of a closed round: figures of its row, and the SHA-256 of its line and of the model after it."""
     figures = {name: row[name] for name in ("reason", "samples", "train_loss", "loss")}
-    return {**figures, "metric": row[metric], "row": sha256(line_of(row).encode()).hexdigest(), "weights": weights}
+    return {**figures, "metric": row[metric], "row": sha256(line.encode()).hexdigest(), "weights": weights}
 
 
 def line_of(row: Mapping[str, Any]) -> str:

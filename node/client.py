@@ -279,10 +279,10 @@ class CoordinatorClient:
         """
         payload = encoded.payload
         header = _header(work, manifest, update, encoded)
-        header.header.payload_crc32c = checksum(payload.data)
+        beside = asyncio.get_running_loop().run_in_executor  # both read all of the payload
+        header.header.payload_crc32c = await beside(None, checksum, payload.data)
         if update is not None:
-            sign = self._credentials.countersigning.sign
-            receipt = await asyncio.get_running_loop().run_in_executor(None, sign, header.header, payload)
+            receipt = await beside(None, self._credentials.countersigning.sign, header.header, payload)
             header.header.receipt.CopyFrom(receipt)
         report = self.downloads.take_report() if update else None
         if report is not None:

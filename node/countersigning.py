@@ -3,7 +3,6 @@
 The files lie beside that of the lease. A node without a name of its own has a key for as long as it runs.
 """
 
-import os
 import secrets
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +12,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from hypergpu.common.errors import CorruptData, ForkedLedger
-from hypergpu.common.private_files import create_private
+from hypergpu.common.private_files import create_private, read_private
 from hypergpu.common.signed_note import MAX_NOTE_BYTES, public_bytes
 from hypergpu.common.tensors import Payload
 from hypergpu.common.wire import receipt_of
@@ -92,8 +91,7 @@ def _key_in(file: Path) -> Ed25519PrivateKey:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not file.exists():
             create_private(file, secrets.token_bytes(_KEY_BYTES), synced=True)
-        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW), "rb") as opened:
-            return Ed25519PrivateKey.from_private_bytes(opened.read(_KEY_BYTES + 1))
+        return Ed25519PrivateKey.from_private_bytes(read_private(file, _KEY_BYTES + 1))
     except (OSError, ValueError) as error:
         log.warning("the key of the receipts cannot be kept: another is used by this process", file=str(file))
         log.debug("the key's file cannot be used", file=str(file), reason=str(error))

@@ -11,8 +11,9 @@ from typing import Final, NamedTuple
 
 from hypergpu.common.files import state_of
 from hypergpu.common.strict_json import MAX_LINE_BYTES
+from hypergpu.coordinator.run_dir import EVENTS, ROUNDS
 
-LINES: Final = {"event": "events.jsonl", "round": "rounds.jsonl"}
+LINES: Final = {"event": EVENTS, "round": ROUNDS}
 """Files of lines, by the type of event that a line is sent as. They are only appended to, or replaced."""
 WHOLE: Final = {"summary": "summary.json", "nodes": "nodes.json"}
 """Files that are sent whole when they have changed."""

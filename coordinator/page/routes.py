@@ -11,8 +11,10 @@ from hypergpu.common.token import TokenSource
 from hypergpu.coordinator.page.feed import About, Feed
 from hypergpu.coordinator.page.static_files import static_routes
 
-WATCH: Final = "/hypergpu.coordinator.v1.Control/WatchEvents"
-"""Method of gRPC whose roles may read the records here."""
+CONTROL: Final = "/hypergpu.coordinator.v1.Control/"
+"""Beginning of the methods of gRPC whose roles hold here too."""
+WATCH: Final = f"{CONTROL}WatchEvents"
+"""Method whose roles may read the records."""
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 

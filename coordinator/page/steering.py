@@ -13,7 +13,7 @@ from hypergpu.common.http import Action, Answer, Request, Routes
 from hypergpu.common.roles import Role, require_role
 from hypergpu.common.token import TokenSource
 from hypergpu.coordinator.control import ControlService
-from hypergpu.coordinator.page.routes import OnRefused, refusal, shown_token
+from hypergpu.coordinator.page.routes import CONTROL, OnRefused, refusal, shown_token
 from hypergpu.protos import coordinator_pb2 as pb
 
 _REQUESTS: Final[Mapping[str, Callable[[], Any]]] = {
@@ -57,7 +57,7 @@ class Steering:
         try:
             if not self._tokens.get(Role.OPERATOR):
                 raise PermissionDenied("the page steers only where the coordinator has an operator token")
-            require_role(self._tokens, f"/hypergpu.coordinator.v1.Control/{method}", shown_token(request))
+            require_role(self._tokens, f"{CONTROL}{method}", shown_token(request))
             message = _parsed(method, request.body)
             asked = asyncio.run_coroutine_threadsafe(self._call(method, message, request.address), self._loop)
             asked.result(_PATIENCE_SECONDS)

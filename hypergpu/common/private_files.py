@@ -22,3 +22,13 @@ def create_private(file: Path, data: bytes, *, mode: int = 0o600, synced: bool =
         if synced:
             opened.flush()
             os.fsync(opened.fileno())
+
+
+def read_private(file: Path, most: int) -> bytes:
+    """Return the first `most` bytes of a file, which is no link.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW), "rb") as opened:
+        return opened.read(most)

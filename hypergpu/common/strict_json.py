@@ -32,11 +32,7 @@ def dumps(
     default: Callable[[Any], Any] | None = None,
 ) -> str:
     """Encode a value; a number that is not finite becomes null."""
-    options: dict[str, Any] = {"indent": indent, "separators": separators, "default": default, "allow_nan": False}
-    try:
-        return json.dumps(value, **options)
-    except ValueError:  # something is not finite: look for it only then
-        return json.dumps(_finite(value), **options)
+    return _encoded(value, indent=indent, separators=separators, default=default)
 
 
 def canonical(value: object) -> str:
@@ -44,11 +40,14 @@ def canonical(value: object) -> str:
 
     Two programs that hash or sign a value get the same bytes. Numbers have the fewest digits that tell them apart.
     """
-    options: dict[str, Any] = {"separators": (",", ":"), "sort_keys": True, "allow_nan": False, "default": str}
+    return _encoded(value, separators=(",", ":"), sort_keys=True, default=str)
+
+
+def _encoded(value: object, **options: Any) -> str:
     try:
-        return json.dumps(value, **options)
-    except ValueError:
-        return json.dumps(_finite(value), **options)
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:  # something is not finite: look for it only then
+        return json.dumps(_finite(value), allow_nan=False, **options)
 
 
 def parse(text: str | bytes) -> object:

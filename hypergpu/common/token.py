@@ -9,14 +9,12 @@ import structlog
 
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.errors import ConfigError
-from hypergpu.common.files import read_text, shown, state_of
+from hypergpu.common.files import FileWatch, read_text, shown
 
 MAX_TOKEN_CHARACTERS: Final = 4096
 """Longest token: a server accepts 16 KiB of metadata per call, of which the token is one part."""
 MAX_TOKENS: Final = 8
 """Tokens in a file: the new one and those that it replaces."""
-_LOOK_SECONDS: Final = 1.0
-"""Interval at which a file is looked at for changes."""
 
 log = structlog.get_logger()
 
@@ -49,9 +47,8 @@ class TokenSource:
     def __init__(
         self, tokens: Sequence[str] = (), file: Path | None = None, source: str = "", clock: Clock = monotonic
     ) -> None:
-        self._tokens, self._file, self._source, self._clock = tuple(tokens), file, source, clock
-        self._looked_at = clock()
-        self._state = None if file is None else state_of(file)
+        self._tokens, self._file, self._source = tuple(tokens), file, source
+        self._watch = FileWatch(() if file is None else (file,), clock)
 
     def __bool__(self) -> bool:
         return bool(self._tokens)
@@ -59,9 +56,8 @@ class TokenSource:
     @property
     def all(self) -> Sequence[str]:
         """Tokens that are valid now."""
-        if self._file is not None and self._clock() - self._looked_at >= _LOOK_SECONDS:
-            self._looked_at = self._clock()
-            self._look(self._file)
+        if self._file is not None and self._watch.have_changed():
+            self._read(self._file)
         return self._tokens
 
     @property
@@ -69,11 +65,7 @@ class TokenSource:
         """Token that a client shows; empty if there is none."""
         return next(iter(self.all), "")
 
-    def _look(self, file: Path) -> None:
-        state = state_of(file)
-        if state == self._state or state is None:  # a file that is being replaced may be missing for a moment
-            return
-        self._state = state
+    def _read(self, file: Path) -> None:
         try:
             self._tokens = _in_file(file, self._source)
         except ConfigError as error:

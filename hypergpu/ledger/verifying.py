@@ -11,11 +11,11 @@ from hypergpu.common.errors import ConfigError, CorruptData
 from hypergpu.common.merkle import MerkleTree, leaf_hash
 from hypergpu.common.signed_note import VerifierKey
 from hypergpu.coordinator.ledger_files import CHECKPOINTS, KEY, LEAVES
+from hypergpu.coordinator.run_dir import ROUNDS
 from hypergpu.coordinator.run_lock import is_written
 from hypergpu.ledger.files import CheckpointLine, LedgerFiles
 from hypergpu.ledger.receipts import NODE, RECEIPT, ReceiptChecks
 
-ROUNDS: Final = "rounds.jsonl"
 _ROUND: Final = b'"kind":"round"'
 _COUNTS: Final = ("leaves", "signed", "checkpoints", "rounds", "receipts", "unsigned")
 

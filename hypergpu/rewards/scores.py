@@ -10,8 +10,8 @@ from typing import Any, Final
 from hypergpu.common import strict_json
 from hypergpu.common.errors import ConfigError, InvalidInput
 from hypergpu.common.files import read_bytes, shown
+from hypergpu.coordinator.run_dir import ROUNDS
 
-ROUNDS: Final = "rounds.jsonl"
 NODES: Final = "nodes.json"
 POINTS: Final = "points"
 LARGEST: Final = 1 << 53

@@ -11,7 +11,7 @@ from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.traffic import Traffic
 from hypergpu.coordinator.run_dir import RunDir
-from hypergpu.coordinator.run_records import RunEvent, node_row, outcome, round_row
+from hypergpu.coordinator.run_records import RunEvent, line_of, node_row, outcome, round_row
 from hypergpu.netsim_proxy.link.outcomes import Direction
 from hypergpu.simulation.node import SimulatedNode
 from hypergpu.simulation.scenario import Scenario
@@ -92,7 +92,8 @@ class Recording:
             if target is not None and self.reached_after is None and spec.reached(value, target):
                 self.reached_after = self.trained_seconds
         if self._dir is not None:
-            self._dir.round(round_row(closed, loss, spec, metric, now, traffic=traffic, others=others))
+            row = round_row(closed, loss, spec, metric, now, traffic=traffic, others=others)
+            self._dir.round(line_of(row))
             self._dir.flush()
 
     def finished(self, finish: ev.Finish, now: float) -> None:

@@ -11,6 +11,7 @@ import yaml
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import ConfigError, RunInUse, StorageError
 from hypergpu.coordinator.run_dir import ResumedTotals, RunDir, archive_previous_run
+from hypergpu.coordinator.run_records import line_of
 
 
 def begun(path: Path, resumed_round: int = 0) -> RunDir:
@@ -29,7 +30,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def test_lines_and_files(tmp_path: Path) -> None:
     run = begun(tmp_path / "run")
-    run.round({"round": 1, "loss": 0.5})
+    run.round(line_of({"round": 1, "loss": 0.5}))
     run.event({"kind": "x"})
     run.flush()
     run.nodes([{"node_id": "a"}])
@@ -48,7 +49,7 @@ def test_lines_and_files(tmp_path: Path) -> None:
 
 def test_nothing_is_written_before_the_run_begins(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    run.round({"round": 1})
+    run.round(line_of({"round": 1}))
     run.event({"kind": "x"})
     run.nodes([])
     run.summary({})
@@ -61,7 +62,7 @@ def test_no_file_holds_a_number_that_json_does_not_have(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.begin(SystemConfig())
     odd = {"round": 1, "loss": float("nan"), "deep": [{"x": float("inf")}]}
-    run.round(odd)
+    run.round(line_of(odd))
     run.event(odd)
     run.nodes([odd])
     run.summary(odd)
@@ -79,12 +80,12 @@ def test_no_file_holds_a_number_that_json_does_not_have(tmp_path: Path) -> None:
 def test_resuming_drops_what_came_after_the_checkpoint_and_torn_lines(tmp_path: Path) -> None:
     run = begun(tmp_path)
     for number in range(1, 5):
-        run.round({"round": number})
+        run.round(line_of({"round": number}))
     run.close()
     with (tmp_path / "rounds.jsonl").open("a") as file:
         file.write('{"round": 5, "lo')
     again = begun(tmp_path, resumed_round=3)
-    again.round({"round": 4, "again": True})
+    again.round(line_of({"round": 4, "again": True}))
     again.close()
     assert rounds_of(tmp_path) == [1, 2, 3, 4]
     assert json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[-1])["again"]
@@ -95,7 +96,7 @@ def test_resuming_drops_what_came_after_the_checkpoint_and_torn_lines(tmp_path: 
 )
 def test_a_damaged_line_is_left_out_on_resuming(tmp_path: Path, line: str) -> None:
     run = begun(tmp_path)
-    run.round({"round": 1})
+    run.round(line_of({"round": 1}))
     run.close()
     with (tmp_path / "rounds.jsonl").open("a") as file:
         file.write(line + "\n")
@@ -158,7 +159,7 @@ def test_a_run_that_cannot_begin_says_so(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_new_run_in_the_same_place_sets_the_earlier_one_aside(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         run = begun(tmp_path)
-        run.round({"round": number})
+        run.round(line_of({"round": number}))
         run.close()
         for name in ("report.html", "checkpoints/round-000001.safetensors", "model.safetensors", "best.safetensors"):
             (tmp_path / name).write_text(str(number))
@@ -248,7 +249,7 @@ def test_a_file_is_synced_before_it_is_renamed_and_its_directory_after(
     run.summary({"rounds": 1})
     assert syncs.log == ["sync .summary.json.partial", "rename summary.json", "sync run"]
     syncs.log.clear()
-    run.round({"round": 1})
+    run.round(line_of({"round": 1}))
     run.sync()
     assert syncs.log == ["sync rounds.jsonl", "sync events.jsonl"]
     run.close()
@@ -256,7 +257,7 @@ def test_a_file_is_synced_before_it_is_renamed_and_its_directory_after(
 
 def test_a_second_writer_is_refused_by_name_and_touches_nothing(tmp_path: Path) -> None:
     first = begun(tmp_path)
-    first.round({"round": 1})
+    first.round(line_of({"round": 1}))
     first.flush()
     before = contents(tmp_path)
     with pytest.raises(RunInUse, match=f"{tmp_path} is in use by process {os.getpid()};") as caught:

@@ -30,8 +30,10 @@ class StepsChange:
     """Time that the fastest node takes for its work and its transfers."""
 
 
-def steps_by_speed(step_seconds: Floats, communication: Floats, local_steps: int) -> Ints:
+def steps_by_speed(step_seconds: Floats, communication: Floats, local_steps: int) -> tuple[Ints, float]:
     """Return the local steps with which each node takes as long as the fastest one does for `local_steps`.
+
+    The second value is that time, in seconds.
 
     Args:
         step_seconds: Time of a local step on each node.
@@ -41,7 +43,7 @@ def steps_by_speed(step_seconds: Floats, communication: Floats, local_steps: int
     fastest = float((communication + local_steps * step_seconds).min())
     matching = (fastest - communication) / np.maximum(step_seconds, 1e-12)
     least = max(2.0, LEAST_SHARE * local_steps)
-    return np.clip(np.rint(matching), np.ceil(least), local_steps).astype(np.int64)
+    return np.clip(np.rint(matching), np.ceil(least), local_steps).astype(np.int64), fastest
 
 
 class NodeSteps:
@@ -60,9 +62,9 @@ class NodeSteps:
     ) -> list[StepsChange]:
         """Choose the steps of nodes by their speed, and return what changed; see `steps_by_speed`."""
         changes = []
-        fastest = float((communication + local_steps * step_seconds).min())
-        wanted = steps_by_speed(step_seconds, communication, local_steps).tolist()
-        for node, new, step, waiting in zip(nodes, wanted, step_seconds.tolist(), communication.tolist(), strict=True):
+        wanted, fastest = steps_by_speed(step_seconds, communication, local_steps)
+        rows = zip(nodes, wanted.tolist(), step_seconds.tolist(), communication.tolist(), strict=True)
+        for node, new, step, waiting in rows:
             old = self._steps.get(node, local_steps)
             if abs(new - old) > _LEAST_CHANGE * old:
                 self._steps[node] = new

@@ -15,8 +15,11 @@ from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.rounds.usefulness import Useful
 
-_COUNTS = ("rounds_contributed", "rounds_selected", "retries", "late", "merged_late", "last_accepted")
-_SUMS = ("judged_rounds", "points", "squared_points", "measured_updates", "gains", "squared_gains")
+_COUNTS = (
+    *("rounds_contributed", "rounds_selected", "retries", "late", "merged_late", "last_accepted"),
+    *("judged_rounds", "measured_updates"),
+)
+_SUMS = ("points", "squared_points", "gains", "squared_gains")
 RESTORED = (*_COUNTS, *_SUMS)
 """Counts and sums of a node that outlast a process of the coordinator."""
 
@@ -123,11 +126,9 @@ class Member:
     def gain(self) -> tuple[float, float] | None:
         """Mean gain of its updates, and half its 95 % confidence interval; None if none was measured."""
         count = self.measured_updates
-        return (
-            (self.gains / count, INTERVAL * _deviation(count, self.gains, self.squared_gains) / count)
-            if count
-            else None
-        )
+        if not count:
+            return None
+        return self.gains / count, INTERVAL * _deviation(count, self.gains, self.squared_gains) / count
 
     def add_gain(self, gain: float) -> None:
         """Add the gain of an update."""
@@ -359,7 +360,7 @@ class Membership:
             for name in _COUNTS:
                 setattr(member, name, int(row.get(name, 0)))
             for name in _SUMS:
-                setattr(member, name, type(getattr(member, name))(row.get(name, 0)))
+                setattr(member, name, float(row.get(name, 0.0)))
 
     def _set_ready(self, member: Member, *, ready: bool) -> None:
         self.ready += ready - member.ready

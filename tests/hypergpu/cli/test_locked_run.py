@@ -10,6 +10,7 @@ import pytest
 
 from hypergpu.common.config import SystemConfig
 from hypergpu.coordinator.run_dir import RunDir
+from hypergpu.coordinator.run_records import line_of
 
 Cli = Callable[..., Any]
 
@@ -20,7 +21,7 @@ def in_use(tmp_path: Path) -> Iterator[Path]:
     runs = [RunDir(tmp_path), RunDir(tmp_path / "real")]
     for run in runs:
         run.begin(SystemConfig())
-        run.round({"round": 1})
+        run.round(line_of({"round": 1}))
         run.summary({"rounds": 1})
         (run.path / "logs").mkdir()
         (run.path / "logs/coordinator.log").write_text("hello")

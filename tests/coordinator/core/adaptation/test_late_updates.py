@@ -15,7 +15,7 @@ from hypergpu.coordinator.core.adaptation.progress_control import ProgressContro
 from hypergpu.coordinator.core.adaptation.results import record_noise
 from hypergpu.coordinator.core.rounds.adaptation import Activity, LateWork, RoundReport
 from hypergpu.coordinator.core.rounds.events import Contribution, LateUpdate
-from hypergpu.simulation.run import simulate
+from hypergpu.simulation.run import Outcome, simulate
 from hypergpu.simulation.scenario import Scenario
 
 LATE = Contribution("slow", success=False, batch_size=8, waiting_seconds=3.0, late=True)
@@ -52,8 +52,8 @@ def test_a_late_update_counts_in_the_noise_scale_by_its_weight() -> None:
     assert seen == [((2.0, 1.0), 2, 60.0, 2)]
 
 
-def buffered(tmp_path: Path, **changes: Any) -> list[dict[str, Any]]:
-    """Return the rows of buffered rounds with a node of a third of the speed of the others."""
+def buffered(tmp_path: Path, **changes: Any) -> tuple[Outcome, list[dict[str, Any]]]:
+    """Return a run of buffered rounds, with a node of a third of the speed of the others, and its rows."""
     tree = {
         "name": "buffered",
         "task": "digits",
@@ -65,12 +65,12 @@ def buffered(tmp_path: Path, **changes: Any) -> list[dict[str, Any]]:
         "config": {"training": {"mode": "buffered"}},
         **changes,
     }
-    simulate(Scenario.model_validate(tree), tmp_path)
-    return [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    outcome = simulate(Scenario.model_validate(tree), tmp_path)
+    return outcome, [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
 
 
 def test_a_slow_node_gets_fewer_steps_in_buffered_rounds_and_is_told_why(tmp_path: Path) -> None:
-    rows = buffered(tmp_path)
+    _, rows = buffered(tmp_path)
     assert "node_steps" not in rows[0], "nothing was measured yet"
     assert {name for row in rows for name in row.get("node_steps", ())} == {"slow"}
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
@@ -90,22 +90,11 @@ def test_a_slow_node_gets_fewer_steps_in_buffered_rounds_and_is_told_why(tmp_pat
     [{"policy": "none"}, {"config": {"training": {"mode": "late"}}}],
 )
 def test_other_rounds_give_all_nodes_the_same_steps(tmp_path: Path, changes: dict[str, Any]) -> None:
-    assert not any("node_steps" in row for row in buffered(tmp_path, **changes))
+    assert not any("node_steps" in row for row in buffered(tmp_path, **changes)[1])
 
 
 def test_buffered_rounds_take_all_nodes_on_the_configured_work(tmp_path: Path) -> None:
-    tree = {
-        "name": "buffered",
-        "task": "digits",
-        "learning": "model",
-        "policy": "reactive",
-        "rounds": 25,
-        "nodes": [{"id": "node", "count": 4, "gpu": "T4"}, {"id": "slow", "gpu": "T4", "speed": 0.3}],
-        "compute": {"seconds_per_step": 0.02, "seconds_per_sample": 0.001},
-        "config": {"training": {"mode": "buffered"}},
-    }
-    outcome = simulate(Scenario.model_validate(tree), tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    outcome, rows = buffered(tmp_path)
     assert {size for row in rows for size in row["batch_sizes"].values()} == {64}
     assert {row["local_steps"] for row in rows} == {10}
     assert all(len(row["contributors"]) + len(row.get("late", ())) == 3 for row in rows), "half of five nodes"

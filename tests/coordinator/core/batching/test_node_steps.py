@@ -17,11 +17,12 @@ def test_no_node_takes_longer_than_the_fastest_but_for_its_least_steps(
     times: list[tuple[float, float]], local_steps: int
 ) -> None:
     step, waiting = np.array(times).T
-    steps = steps_by_speed(step, waiting, local_steps)
+    steps, seconds = steps_by_speed(step, waiting, local_steps)
     least = math.ceil(max(2.0, LEAST_SHARE * local_steps))
     assert (steps >= least).all()
     assert (steps <= local_steps).all()
     fastest = (waiting + local_steps * step).min()
+    assert seconds == fastest
     taken = waiting + steps * step
     assert ((steps == least) | (taken <= fastest + 0.5 * step + 1e-9)).all()
     assert steps[(waiting + local_steps * step).argmin()] == local_steps
@@ -38,11 +39,11 @@ def test_no_node_takes_longer_than_the_fastest_but_for_its_least_steps(
 def test_slow_computing_and_slow_transfers_leave_fewer_steps(
     step: list[float], waiting: list[float], expected: list[int]
 ) -> None:
-    assert steps_by_speed(np.array(step), np.array(waiting), 40).tolist() == expected
+    assert steps_by_speed(np.array(step), np.array(waiting), 40)[0].tolist() == expected
 
 
 def test_two_steps_are_the_least_since_one_sends_a_gradient() -> None:
-    assert steps_by_speed(np.array([0.1, 9.0]), np.zeros(2), 4).tolist() == [4, 2]
+    assert steps_by_speed(np.array([0.1, 9.0]), np.zeros(2), 4)[0].tolist() == [4, 2]
 
 
 def test_only_a_change_beyond_the_noise_of_measurements_is_made() -> None:
