@@ -162,7 +162,8 @@ def refuse_outlier(
 def return_work(current: Round, event: ev.WorkReturned, member: Member, effects: EffectBuffer) -> bool:
     """Take work back from a node, and return whether it held any. Each attempt is returned once at most.
 
-    The node may ask for it again, with half the batch if memory ran out, unless it is left out of the round.
+    The node may ask for it again, with half the batch if memory ran out, unless it is left out of the round. A round
+    that awaits the return of its nodes leaves none out for what does not come from the node's computation.
     """
     unit = current.units.get(event.node)
     if unit is None or unit.done or not unit.live or not unit.returned_attempt < event.attempt == unit.attempt:
@@ -177,6 +178,8 @@ def return_work(current: Round, event: ev.WorkReturned, member: Member, effects:
     if unit.trial and event.reason == NOT_FINITE:
         unit.trial_failed = True
         drop(current, unit, WorkReason.TRIAL_FAILED, event.reason, effects)
+    elif passing and current.settings.awaits_return:
+        pass  # it is done again, by the node or by its next process
     elif event.reason in FINAL_REASONS:
         drop(current, unit, WorkReason.GIVEN_UP, event.reason, effects)
     elif event.reason == OUT_OF_MEMORY and unit.batch_size > 1:

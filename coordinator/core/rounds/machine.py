@@ -716,7 +716,7 @@ class RoundMachine:
         opening.reevaluate(state.opening)
         current = state.open_round
         unit = current.units.get(node) if current else None
-        if current is not None and unit is not None and unit.live and not self.config.deterministic:
+        if current is not None and unit is not None and unit.live and not current.settings.awaits_return:
             dispatch.drop(current, unit, WorkReason.NODE_GONE, reason, effects)
             self._close_if_complete(current, now)
 

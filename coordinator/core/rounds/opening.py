@@ -214,6 +214,7 @@ def _settings(plan: RoundPlan, config: TrainingConfig, round_number: int, nodes:
         buffer_size=buffer_size,
         momentum_every=1 if buffer_size is None else math.ceil(nodes / buffer_size),
         fragment=config.fragment_of(round_number) if config.fragments > 1 else None,
+        awaits_return=config.deterministic,
     )
 
 

@@ -117,6 +117,8 @@ class RoundSettings:
     connections: ConnectionPlan = ONE_FOR_ALL
     fragment: int | None = None
     """Number of the fragment that the round synchronises; None = the whole model."""
+    awaits_return: bool = False
+    """The update of a node that is gone is expected until it is back, as `training.deterministic` asks."""
 
 
 MOST_LOSS: Final = 10.0

@@ -112,6 +112,27 @@ def kinds(effects: Iterable[ev.Effect]) -> list[str]:
     return [e.kind for e in effects if isinstance(e, ev.RunEvent)]
 
 
+@pytest.mark.parametrize("reason", ["shutting_down", "leaving", "Unavailable", "WorkAbandoned"])
+def test_a_deterministic_round_waits_for_a_node_that_goes_and_comes_back(reason: str) -> None:
+    d = Driver(min_nodes=2, deterministic=True, quorum=1.0)
+    d.join("a", "b")
+    d.ask("a", "b")
+    for _ in range(4):
+        d.send_back("b", reason)
+        d.ask("b")
+    d.send_back("b", reason)
+    d.send(ev.NodeLeft("b", "SIGTERM"))
+    d.push("a")
+    d.join("c")
+    assert not d.of(ev.CloseRound)
+    assert not d.ask("c"), "another node has no part in the round"
+    d.send(ev.NodeJoined("b", incarnation="2"))
+    [order] = d.ask("b")
+    d.push("b", attempt=order.attempt)
+    [closed] = d.of(ev.CloseRound)
+    assert sorted(each.node for each in closed.contributions if each.success) == ["a", "b"]
+
+
 def test_a_run_from_first_to_last_round() -> None:
     d = Driver(min_nodes=2)
     d.join("a")
