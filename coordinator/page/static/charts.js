@@ -1,9 +1,8 @@
 // Charts of the rounds over time, drawn by uPlot; one cursor runs through all of them.
 
-import { clock, duration, element, figure, percent, size } from "./format.js";
-import { colours, FONT } from "./theme.js";
+import { clock, duration, element, figure, percent, size, TIME_STEPS } from "./format.js";
+import { colours, FONT, unit } from "./theme.js";
 
-const HEIGHT = 168;
 const MOST_POINTS = 4000; // more than the pixels of a wide screen
 
 const KINDS = [
@@ -25,8 +24,13 @@ export class Charts {
       parent.append(element("figure", {}, element("figcaption", {}, title, caption), box));
       return { kind, title, caption, box, plot: null, rows: [] };
     });
+    this.unit = unit();
     new ResizeObserver(() => {
-      for (const { plot, box } of this.charts) plot?.setSize({ width: Math.max(120, box.clientWidth), height: HEIGHT });
+      if (this.unit !== unit()) {
+        this.unit = unit();
+        this.recolour();
+      }
+      for (const { plot, box } of this.charts) plot?.setSize(sizeOf(box, plot.series.length));
     }).observe(parent);
   }
 
@@ -54,10 +58,9 @@ export class Charts {
 
   #draw(chart, data, show, [from, to]) {
     const { box, kind } = chart;
-    const width = Math.max(120, box.clientWidth);
     if (chart.plot === null || chart.plot.series.length !== data.length) {
       chart.plot?.destroy();
-      chart.plot = new uPlot(this.#options(kind, width, show, data.length - 1, box), data, box);
+      chart.plot = new uPlot(this.#options(kind, show, data.length - 1, box), data, box);
       box.querySelector(".u-legend")?.setAttribute("aria-label", `Lines: ${chart.title.textContent}`);
     } else chart.plot.setData(data, false);
     chart.plot.batch(() => {
@@ -65,8 +68,8 @@ export class Charts {
     });
   }
 
-  #options(kind, width, show, lines, box) {
-    const stroke = [colours.accent, colours.poor], ghost = this.ghost !== null;
+  #options(kind, show, lines, box) {
+    const stroke = [colours.accent, colours.quarantine], ghost = this.ghost !== null;
     const series = Array.from({ length: lines }, (_, n) => {
       const isGhost = ghost && n >= kind.lines.length;
       const color = isGhost ? colours.ghost : stroke[n % kind.lines.length];
@@ -75,16 +78,16 @@ export class Charts {
         dash: isGhost ? [6, 5] : undefined, spanGaps: true, points: { show: false }, value: (_u, v) => (v === null ? "–" : show(v)),
       };
     });
-    const axis = { stroke: colours.soft, font: `11px ${FONT}`, grid: { stroke: colours.grid, width: 1 }, ticks: { show: false } };
+    const axis = { stroke: colours.soft, font: `${11 * unit()}px ${FONT}`, grid: { stroke: colours.grid, width: 1 }, ticks: { show: false } };
     return {
-      width, height: HEIGHT, padding: [8, 10, 0, 0], legend: { show: lines > 1, live: false }, cursor: {
+      ...sizeOf(box, lines + 1), padding: [8, 10, 0, 0], legend: { show: lines > 1, live: false }, cursor: {
         sync: { key: "time" }, points: { size: 7 }, drag: { x: false, y: false },
         bind: { click: (u) => (event) => { this.onTime(u.posToVal(u.cursor.left, "x")); return event; } },
       },
       scales: { x: { time: false } }, series: [{ value: (_u, v) => clock(v ?? 0) }, ...series],
       axes: [
-        { ...axis, size: 24, values: (_u, ticks) => ticks.map(clock), space: 70 },
-        { ...axis, size: 58, values: (_u, ticks) => ticks.map(show), space: 34 },
+        { ...axis, size: 24 * unit(), values: (_u, ticks) => ticks.map(clock), space: 70 * unit(), incrs: TIME_STEPS },
+        { ...axis, size: 58 * unit(), values: (_u, ticks) => ticks.map(show), space: 34 * unit() },
       ],
       hooks: { draw: [(u) => this.#drawMarker(u)], setCursor: [(u) => tell(u, box, show)] },
     };
@@ -111,6 +114,11 @@ export class Charts {
     chart.caption.textContent = text;
     chart.box.setAttribute("aria-label", `${chart.title.textContent} over time: ${text}`);
   }
+}
+
+/** Size of a plot in its box, which leaves room for the legend of several lines. */
+function sizeOf(box, series) {
+  return { width: Math.max(120, box.clientWidth), height: Math.max(120, box.clientHeight - (series > 2 ? 34 * unit() : 0)) };
 }
 
 function tell(u, box, show) {

@@ -11,9 +11,12 @@ export function figure(value, digits = 4) {
   return size >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(digits)));
 }
 
+/** Steps of an axis of time, in seconds. */
+export const TIME_STEPS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400];
+
 export function clock(seconds) {
   if (seconds < 0) return `−${clock(-seconds)}`;
-  if (seconds < 60) return `${Number(seconds.toFixed(1))} s`;
+  if (seconds < 60) return `${Number(seconds.toFixed(seconds < 1 ? 2 : 1))} s`;
   const minutes = Math.floor(seconds / 60), pad = (n) => String(n).padStart(2, "0");
   if (minutes < 60) return `${minutes}:${pad(Math.floor(seconds % 60))} min`;
   return `${Math.floor(minutes / 60)} h ${pad(minutes % 60)}`;
@@ -21,6 +24,7 @@ export function clock(seconds) {
 
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return UNKNOWN;
+  if (seconds === 0) return "0 s";
   if (seconds < 1) return `${figure(1000 * seconds, 3)} ms`;
   return seconds < 100 ? `${figure(seconds, 3)} s` : clock(seconds);
 }

@@ -1,27 +1,27 @@
 // Lanes on one axis of time: rounds, phases, events by subject, and for each node its quality, part, batches or codec.
 
-import { clock, figure, natural, words } from "./format.js";
+import { clock, figure, natural, TIME_STEPS, words } from "./format.js";
 import { QUALITIES } from "./state.js";
-import { colours, fitted, FONT } from "./theme.js";
+import { colours, fitted, FONT, pointed } from "./theme.js";
 
 const ROW = 17, GAP = 3, AXIS = 22, HEAD = 4, SHARES = 44;
-export const MOST_LANES = 24;
+const MOST_LANES = 24, FEW_LANES = 8;
 
 export const CATEGORIES = {
   network: ["network", "network_event", "netsim"],
   nodes: ["node_joined", "node_ready", "node_left", "node_lost", "no_nodes", "membership", "rule", "reassignment"],
   alerts: ["alert", "rollback", "update", "work_returned", "step_skipped", "checkpoint_failed", "checkpoint_damaged", "degraded",
-    "model_reverted", "update_refused", "node_suspected", "name_contested"],
+    "model_reverted", "update_refused", "node_suspected", "name_contested", "metric_failed"],
   quality: ["quality"],
-  selection: ["selection"],
+  selection: ["selection", "gain_measured"],
   quarantine: ["quarantine"],
   "batch size": ["batch_size"],
   pace: ["local_steps", "learning_rate", "optimizer", "deadline", "compression", "connections", "rehearsal"],
-  run: ["phase", "policy", "paused", "resumed", "waiting", "round_abandoned", "completed", "stopped", "recovered"],
+  run: ["phase", "policy", "paused", "resumed", "waiting", "round", "round_abandoned", "stopping", "suspended", "completed", "stopped", "recovered"],
 };
 const CATEGORY_OF = new Map(Object.entries(CATEGORIES).flatMap(([name, kinds]) => kinds.map((kind) => [kind, name])));
 const ROUTINE = new Set(["round_started", "round_closed", "shards_dealt"]);
-const COLOUR_OF = { alerts: "critical", quarantine: "critical", network: "poor", nodes: "quarantine" };
+const COLOUR_OF = { alerts: "critical", quarantine: "critical", network: "ghost", nodes: "quarantine" };
 
 export const category = (event) => CATEGORY_OF.get(event.kind) ?? "other";
 export const isNews = (event) => !ROUTINE.has(event.kind);
@@ -136,10 +136,16 @@ export class Story {
     }
   }
 
+  /** The number of nodes to show: fewer of many if several groups of lanes are shown. */
+  most(groups) {
+    return groups.length > 1 && this.seen.size > MOST_LANES ? FEW_LANES : MOST_LANES;
+  }
+
   /** The nodes to show: all, or those that most happened to. */
-  nodes(most = MOST_LANES) {
-    if (this.chosenAt === this.version) return this.chosen;
-    this.chosenAt = this.version;
+  nodes(most) {
+    const key = `${this.version} ${most}`;
+    if (this.chosenAt === key) return this.chosen;
+    this.chosenAt = key;
     const all = [...this.seen.keys()];
     if (all.length > most) {
       all.sort((a, b) => (this.weight.get(b) ?? 0) - (this.weight.get(a) ?? 0) || natural(a, b));
@@ -164,7 +170,7 @@ export class Lanes {
   draw(story, groups, [from, to], marker) {
     this.drawn = [story, groups, [from, to], marker];
     const rounds = story.history.rounds.filter((row) => row.t >= from && row.t - row.seconds <= to && row.nodes);
-    const rows = [...this.#common(story, rounds, from, to), ...groups.flatMap((name) => this.#group(story, name, rounds))];
+    const rows = [...this.#common(story, rounds, from, to), ...groups.flatMap((name) => this.#group(story, name, rounds, story.most(groups)))];
     const height = HEAD + rows.reduce((sum, row) => sum + heightOf(row), 0) + AXIS;
     const { context, width } = fitted(this.canvas, height);
     const left = width < 520 ? 74 : 118;
@@ -216,8 +222,8 @@ export class Lanes {
     return rows;
   }
 
-  #group(story, name, rounds) {
-    const lanes = story.nodes().map((node) => ({ name: node, bands: GROUPS[name].of(story, node, rounds) }));
+  #group(story, name, rounds, most) {
+    const lanes = story.nodes(most).map((node) => ({ name: node, bands: GROUPS[name].of(story, node, rounds) }));
     const shown = lanes.filter(({ bands }) => bands.length);
     return shown.length ? [{ head: GROUPS[name].name }, ...shown] : [];
   }
@@ -248,7 +254,8 @@ export class Lanes {
     context.fillText(clipped(context, row.name, this.left - 10), this.left - 8, y + ROW / 2);
     context.save();
     context.beginPath();
-    context.rect(this.left, y, this.right - this.left, heightOf(row));
+    const spare = row.events ? 5 : 0; // a mark at the edge is whole
+    context.rect(this.left - spare, y, this.right - this.left + 2 * spare, heightOf(row));
     context.clip();
     if (row.events) this.#events(context, row, y);
     else if (row.shares) this.#shares(context, row, y);
@@ -324,7 +331,7 @@ export class Lanes {
   }
 
   #nearest(event) {
-    const box = this.canvas.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
+    const { x, y } = pointed(this.canvas, event);
     let best = null, least = 9;
     for (const mark of this.marks) {
       const away = Math.hypot(mark.x - x, mark.y - y);
@@ -370,9 +377,7 @@ export class Lanes {
 function ticks(low, high, about) {
   const raw = (high - low) / about;
   if (!(raw > 0)) return [];
-  const steps = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400];
-  const power = 10 ** Math.floor(Math.log10(raw));
-  const step = raw < 1 || raw > 86400 ? power * [1, 2, 5, 10].find((n) => n * power >= raw) : steps.find((each) => each >= raw);
+  const step = TIME_STEPS.find((each) => each >= raw) ?? Math.ceil(raw / 86400) * 86400;
   const found = [];
   for (let n = Math.ceil(low / step); n * step <= high + 1e-9; n += 1) found.push(n * step);
   return found;
@@ -398,5 +403,5 @@ function contrast(colour) {
 function inkOn(colour) {
   const [r, g, b] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16) / 255)
     .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#0b1016" : "#ffffff";
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff";
 }

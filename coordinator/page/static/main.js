@@ -3,10 +3,10 @@
 import { Charts, metricText } from "./charts.js";
 import { clock, duration, element, figure, mbit, milliseconds, natural, percent, size, UNKNOWN, words } from "./format.js";
 import { History } from "./history.js";
-import { category, CATEGORIES, GROUPS, isNews, Lanes, MOST_LANES, Story } from "./lanes.js";
+import { category, CATEGORIES, GROUPS, isNews, Lanes, Story } from "./lanes.js";
 import { Map2D, qualityOf, withRow } from "./map.js";
 import { QUALITIES, record } from "./state.js";
-import { offer } from "./steer.js";
+import { offer, steerable } from "./steer.js";
 import { follow, keepToken, takeToken } from "./stream.js";
 import { Table } from "./table.js";
 import { onTheme } from "./theme.js";
@@ -201,10 +201,10 @@ class Page {
   }
 
   #drawLanes() {
-    const chosen = at("group").value;
-    this.lanes.draw(this.story, chosen === "all" ? Object.keys(GROUPS) : [chosen], this.#span(), this.shownAt);
-    const left = this.story.seen.size - MOST_LANES;
-    at("lanes-told").textContent = left > 0 ? `The ${MOST_LANES} nodes that most happened to; ${figure(left)} more are in the tables.` : "";
+    const chosen = at("group").value, groups = chosen === "all" ? Object.keys(GROUPS) : [chosen], most = this.story.most(groups);
+    this.lanes.draw(this.story, groups, this.#span(), this.shownAt);
+    const left = this.story.seen.size - most;
+    at("lanes-told").textContent = left > 0 ? `The ${most} nodes that most happened to; ${figure(left)} more are in the tables.` : "";
   }
 
   #drawTables() {
@@ -246,6 +246,7 @@ class Page {
     at("state").className = `state ${shown}`;
     document.body.classList.toggle("past", this.shownAt !== null);
     at("told").textContent = this.#told(state, ended, lost);
+    at("steer").hidden = !steerable(about) || ended;
     at("progress-box").hidden = !this.caughtUp;
     at("progress-text").textContent = `round ${figure(state.round)}${total ? ` of ${figure(total)}` : ""}${state.phase ? ` · ${words(state.phase)}` : ""}`;
     at("progress").max = total || Math.max(state.round, 1);
@@ -254,7 +255,7 @@ class Page {
   }
 
   #told(state, ended, lost) {
-    if (ended) return state.ended;
+    if (ended) return words(state.ended);
     if (lost && this.caughtUp) return "No connection to the run: it may have ended. `hypergpu view` shows its directory; this page tries again.";
     if (lost) return `The run cannot be reached: ${this.connection[1]}. This page tries again.`;
     if (!this.caughtUp) return "Reading the records …";
@@ -278,7 +279,7 @@ class Page {
     const tiles = {
       ...(metric.name === "loss" ? {} : { [metric.name]: last ? metricText(metric)(last.data[metric.name]) : UNKNOWN }),
       loss: state.loss === null ? UNKNOWN : figure(state.loss, 4), time: clock(Math.max(0, state.t - this.history.begin)),
-      "last round": duration(state.roundSeconds), nodes: nodes.length ? `${figure(connected)} of ${figure(nodes.length)}` : UNKNOWN,
+      "last round": duration(state.roundSeconds), nodes: connected < nodes.length ? `${figure(connected)} of ${figure(nodes.length)}` : figure(connected),
       computing: percent(state.utilisation, 0), down: size(state.down), up: size(state.up), "local steps": figure(state.steps),
       "learning rate": figure(state.rate, 3),
     };
@@ -364,11 +365,12 @@ class Page {
       { key: "t", name: "time", number: true, width: 95, of: (event) => event.t, show: (t) => clock(t - this.history.begin) },
       { key: "round", name: "round", number: true, width: 70, of: (event) => event.number, show: figure },
       { key: "subject", name: "about", width: 120, of: (event) => event.subject || null },
-      { key: "why", name: "why", width: 520, wide: true, of: (event) => (event.decided ? event.text.slice(event.text.indexOf(":") + 2) : event.text), show: words },
+      { key: "why", name: "why", width: 520, wide: true, of: (event) => (event.decided ? words(event.text.slice(event.text.indexOf(":") + 2)) : event.text) },
     ] });
   }
 
   #stateOf(node) {
+    if (node.done) return "done";
     if (!node.connected) return node.gone.includes("lost") ? "lost" : node.gone ? "left" : "gone";
     if (node.now) return node.now;
     return node.inRound ? "in the round" : node.ready ? "ready" : "preparing";

@@ -1,7 +1,7 @@
 // Map of nodes and links: the coordinator in the middle, each node as far out as its round trip is long.
 
 import { figure, mbit, milliseconds } from "./format.js";
-import { colours, fitted, FONT, still } from "./theme.js";
+import { colours, fitted, FONT, pointed, still } from "./theme.js";
 
 const FLIGHT = 900; // ms that the bytes of a round are shown
 const LABELLED = 40;
@@ -46,8 +46,8 @@ export class Map2D {
       const name = qualityOf(node);
       counts.set(name, (counts.get(name) ?? 0) + 1);
     }
-    const told = [...counts].map(([name, count]) => `${count} ${name}`).join(", ");
-    const text = this.nodes.length ? `${this.nodes.length} ${this.nodes.length === 1 ? "node" : "nodes"}: ${told}` : "No node has joined yet.";
+    const told = [...counts].map(([name, count]) => `${figure(count)} ${name}`).join(", ");
+    const text = this.nodes.length ? `${figure(this.nodes.length)} ${this.nodes.length === 1 ? "node" : "nodes"}: ${told}` : "No node has joined yet.";
     this.caption.textContent = text;
     this.canvas.setAttribute("aria-label", `Map of links. ${text}. ${state.running ? `Round ${state.round} is running.` : ""}`);
   }
@@ -128,12 +128,20 @@ export class Map2D {
       path.lineTo(place.x, place.y);
     }
     for (const { colour, width, inRound, path } of paths.values()) {
+      context.globalAlpha = (many ? 0.28 : 0.9) * (inRound ? 1 : 0.5);
+      if (!many) this.#casing(context, path, width);
       context.strokeStyle = colour;
-      context.globalAlpha = (many ? 0.28 : 0.85) * (inRound ? 1 : 0.45);
       context.lineWidth = many ? width / 2 : width;
       context.stroke(path);
     }
     context.globalAlpha = 1;
+  }
+
+  /** An edge around a link, without which a light colour cannot be told from the ground. */
+  #casing(context, path, width) {
+    context.strokeStyle = colours.edge;
+    context.lineWidth = width + 1.5;
+    context.stroke(path);
   }
 
   #bytes(context, centre) {
@@ -156,20 +164,21 @@ export class Map2D {
       context.arc(place.x, place.y, radius, 0, 2 * Math.PI);
       context.fillStyle = node.connected ? colourOf(node) : colours.card;
       context.fill();
-      if (!many || node.id === this.chosen || node.standing === "quarantined") {
-        context.strokeStyle = node.standing === "quarantined" ? colours.quarantine : node.id === this.chosen ? colours.ink : colours.card;
-        context.lineWidth = node.standing === "quarantined" || node.id === this.chosen ? 3 : 1.5;
+      const ring = node.standing === "quarantined" ? "quarantine" : node.id === this.chosen ? "ink" : !node.connected ? "offline" : many ? "" : "card";
+      if (ring) {
+        context.strokeStyle = colours[ring];
+        context.lineWidth = ring === "quarantine" || ring === "ink" ? 3 : 1.5;
         context.stroke();
       }
       if (many) continue;
       context.fillStyle = colours.ink;
       context.textAlign = "center";
-      context.fillText(node.id.slice(0, 18), place.x, place.y + (place.y < this.canvas.clientHeight / 2 ? -14 : 21));
+      context.fillText(node.id.slice(0, 18), place.x, place.y + (place.y < this.centre.y ? -14 : 21));
     }
   }
 
   #nearest(event) {
-    const box = this.canvas.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
+    const { x, y } = pointed(this.canvas, event);
     let best = null, least = 14;
     for (const place of this.places) {
       const away = Math.hypot(place.x - x, place.y - y);

@@ -18,7 +18,7 @@ export function copy(state) {
 const NEW_NODE = {
   id: "", connected: false, ready: false, gone: "", gpu: "", quality: "", score: null, latency: null, lost: null, batch: null,
   codec: "", parametersCodec: "", compute: null, waiting: null, upMbit: null, bytesUp: 0, bytesDown: 0, lastUp: 0, lastDown: 0,
-  contributed: 0, selected: 0, lastRound: 0, inRound: false, standing: "", rule: "",
+  contributed: 0, selected: 0, lastRound: 0, inRound: false, done: false, standing: "", rule: "",
 };
 
 const number = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
@@ -69,14 +69,16 @@ function change(state, id, changes) {
 function applyEvent(state, { kind, text, subject, number: round, data }) {
   switch (kind) {
     case "node_joined":
-      change(state, subject, { connected: true, gone: "", gpu: String(data.gpu ?? "") });
+      change(state, subject, { connected: true, gone: "", done: false, gpu: String(data.gpu ?? "") });
       break;
     case "node_ready":
       change(state, subject, { connected: true, ready: true });
       break;
     case "node_left":
     case "node_lost":
-      change(state, subject, { connected: false, ready: false, gone: text });
+      // Who leaves because the run is over is shown as it was: nothing is wrong with it.
+      if (data.reason === "completed") change(state, subject, { ready: false, done: true });
+      else change(state, subject, { connected: false, ready: false, gone: text });
       break;
     case "waiting":
       state.waiting = text;

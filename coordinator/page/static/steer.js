@@ -8,11 +8,13 @@ const at = (id) => document.getElementById(id);
 
 let ownToken = "";
 
-/** Offer what the coordinator permits: `about.policies` is empty where nobody may steer. */
+/** True if the coordinator lets an operator steer: it names its policies then. */
+export const steerable = (about) => Boolean(about.live && Array.isArray(about.policies) && about.policies.length);
+
+/** Offer what the coordinator permits. */
 export function offer(about, token) {
   ownToken = token;
-  const policies = about.live && Array.isArray(about.policies) ? about.policies : [];
-  at("steer").hidden = policies.length === 0;
+  const policies = steerable(about) ? about.policies : [];
   at("policy").replaceChildren(...policies.map((name) => element("option", { value: name, text: name, selected: name === about.policy })));
 }
 

@@ -1,8 +1,9 @@
 // A table of any length: only the rows in sight are in the document. Columns sort by buttons.
 
 import { element, natural } from "./format.js";
+import { unit } from "./theme.js";
 
-const ROW = 33;
+const ROW = 33; // pixels, times the unit; the style sheet has it too
 const SPARE = 6;
 
 export class Table {
@@ -19,12 +20,12 @@ export class Table {
     this.top = element("tr", { class: "space", "aria-hidden": "true" }, element("td", { colspan: columns.length }));
     this.bottom = this.top.cloneNode(true);
     this.body = element("tbody", {}, this.top, this.bottom);
-    const cols = columns.map((column) => { const col = element("col"); col.style.width = `${column.width ?? 90}px`; return col; });
+    const cols = columns.map((column) => { const col = element("col"); col.style.width = `${(column.width ?? 90) / 16}rem`; return col; });
     this.table = element("table", { "aria-label": label }, element("colgroup", {}, ...cols),
       element("thead", {}, element("tr", {}, ...this.heads)), this.body);
-    this.table.style.minWidth = `${columns.reduce((sum, column) => sum + (column.width ?? 90), 0)}px`;
+    this.table.style.minWidth = `${columns.reduce((sum, column) => sum + (column.width ?? 90), 0) / 16}rem`;
     this.none = element("p", { class: "soft none", text: empty });
-    this.box = element("div", { class: "scroll tall", tabindex: "0", role: "region", "aria-label": label }, this.table, this.none);
+    this.box = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, this.table, this.none);
     this.box.addEventListener("scroll", () => this.#paint(), { passive: true });
     new ResizeObserver(() => this.#paint()).observe(this.box);
     parent.append(this.box);
@@ -70,10 +71,10 @@ export class Table {
   #paint() {
     const tall = this.box.clientHeight;
     if (!tall) return;
-    const first = Math.max(0, Math.floor(this.box.scrollTop / ROW) - SPARE);
-    const count = Math.min(this.rows.length - first, Math.ceil(tall / ROW) + 2 * SPARE);
-    this.top.firstChild.style.height = `${first * ROW}px`;
-    this.bottom.firstChild.style.height = `${Math.max(0, this.rows.length - first - count) * ROW}px`;
+    const high = ROW * unit(), first = Math.max(0, Math.floor(this.box.scrollTop / high) - SPARE);
+    const count = Math.min(this.rows.length - first, Math.ceil(tall / high) + 2 * SPARE);
+    this.top.firstChild.style.height = `${first * high}px`;
+    this.bottom.firstChild.style.height = `${Math.max(0, this.rows.length - first - count) * high}px`;
     while (this.shown.length < count) this.#addRow();
     this.shown.forEach(({ line, cells, button }, n) => {
       const row = n < count ? this.rows[first + n] : null;

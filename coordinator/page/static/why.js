@@ -60,7 +60,7 @@ export class Why {
   /** Explain an event. */
   event(event, metric, origin) {
     const at = clock(event.t - this.history.begin), changed = "from" in event.figures || "to" in event.figures;
-    const title = event.decided ? `${words(event.kind)}${event.subject ? ` of ${event.subject === "cluster" ? "the cluster" : event.subject}` : ""}` : words(event.kind);
+    const title = event.decided ? `${sentence(event.kind, "")}${event.subject ? ` of ${event.subject === "cluster" ? "the cluster" : event.subject}` : ""}` : sentence(event.kind, "");
     const { from, to, ...others } = event.figures;
     const entries = Object.entries(others), expected = entries.filter(([name]) => EXPECTED.test(name));
     const measured = entries.filter(([name]) => !EXPECTED.test(name));
@@ -85,7 +85,7 @@ export class Why {
       ["waited for the network", duration(node.waiting)], ["contributed", `${figure(node.contributed)} of ${figure(node.selected)} rounds`],
       ["bytes down and up", `${size(node.bytesDown)}, ${size(node.bytesUp)}`]];
     const items = changes.slice(-LATEST).reverse().map((event) => element("li", {}, element("button", {
-      type: "button", class: "link", text: `${clock(event.t - this.history.begin)}  ${event.decided ? `${words(event.kind)}: ${words(event.reason)}` : event.text}`,
+      type: "button", class: "link", text: `${clock(event.t - this.history.begin)}: ${event.decided ? `${words(event.kind)}: ${words(event.reason)}` : event.text}`,
       onclick: () => this.on.why(event) })));
     this.#show(node.id, origin, [list("Now shown", facts, false), rules(node.id),
       section("Latest changes", items.length ? element("ul", { class: "changes" }, ...items) : element("p", { class: "soft", text: "None so far." }))]);
@@ -116,7 +116,7 @@ export class Why {
   }
 }
 
-const sentence = (reason) => { const text = words(reason); return text ? `${text[0].toUpperCase()}${text.slice(1)}.` : "Not on record."; };
+const sentence = (name, end = ".") => { const text = words(name); return text ? `${text[0].toUpperCase()}${text.slice(1)}${end}` : "Not on record."; };
 
 function section(title, ...children) {
   return element("section", {}, element("h3", { text: title }), ...children);

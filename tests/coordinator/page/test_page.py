@@ -130,6 +130,36 @@ def test_going_back_shows_the_state_of_then(browser: Browser, run_dir: Path, ser
     assert cells(browser, "links") == now
 
 
+def test_nodes_of_a_run_that_is_over_are_shown_as_they_were(browser: Browser, run_dir: Path, serve: Serve) -> None:
+    over = [{"seconds": 8.0, "round": 6, "kind": "completed", "text": "run completed: rounds_done, 6 rounds"}]
+    over += [
+        {"seconds": 8.0, "round": 6, "kind": "node_left", "text": "left", "node": node, "reason": "completed"}
+        for node in NODES[:2]
+    ]
+    with (run_dir / "events.jsonl").open("a") as file:
+        file.write(lines(over))
+    browser.show(f"http://{serve(run_dir, live=True, policies=['none'], policy='none').address}/")
+    browser.until(SHOWN)
+    assert {row[0]: row[1] for row in cells(browser, "nodes")} == {
+        NODES[2]: "lost",
+        "far_1": "done",
+        "near_0": "done",
+    }
+    assert {row[0]: row[1] for row in cells(browser, "links")} == {
+        NODES[2]: "offline",
+        "far_1": "poor",
+        "near_0": "good",
+    }
+    assert text(browser, "#told") == "run completed: rounds done, 6 rounds"
+    assert browser.value("document.querySelector('#steer').hidden")  # nothing is left to steer
+    assert "near_0 joined" in [row[4] for row in cells(browser, "events")]  # a name stays as it is
+    browser.value("hypergpu.showNode('near_0')")
+    assert text(browser, "#why h2") == "near_0"
+    assert (
+        browser.value("getComputedStyle(document.querySelector('#why h2'), '::first-letter').textTransform") == "none"
+    )
+
+
 def test_a_change_is_explained_by_keyboard(browser: Browser, run_dir: Path, serve: Serve) -> None:
     browser.show(f"http://{serve(run_dir).address}/")
     browser.until(SHOWN)
@@ -242,6 +272,14 @@ def test_it_fits_and_can_be_read_aloud(width: int, browser: Browser, run_dir: Pa
     browser.show(f"http://{serve(run_dir).address}/", width=width)
     browser.until(SHOWN)
     assert browser.value("document.documentElement.scrollWidth") <= width
+    # Neither a table nor a chart leaves its box empty, and text grows with a very large screen.
+    spare = (
+        "document.querySelector('#nodes .scroll').clientHeight - document.querySelector('#nodes table').offsetHeight"
+    )
+    assert browser.value(spare) <= 1
+    empty = "[...document.querySelectorAll('.plot')].map((box) => box.clientHeight - box.firstChild.offsetHeight)"
+    assert max(browser.value(empty)) <= 40 * (1.5 if width > 3000 else 1)
+    assert browser.value("parseFloat(getComputedStyle(document.body).fontSize)") > (20 if width > 3000 else 14)
     found = tree(browser)
     named = {
         role
