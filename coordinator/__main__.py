@@ -17,6 +17,7 @@ from hypergpu.common.command_line import Service
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.config_options import ConfigOptions
 from hypergpu.common.errors import ConfigError
+from hypergpu.common.extras import require_extra
 from hypergpu.common.latest import LATEST, RUNS, find_run, point_latest
 from hypergpu.common.log import configure
 from hypergpu.common.malloc import tune_allocator
@@ -145,6 +146,8 @@ def run(options: CoordinatorOptions) -> int:
     if options.force and not options.resume:
         raise ConfigError("--force needs --resume: it lets a run continue with changed settings")
     settings = options.settings(os.environ)
+    for module in settings.outlets.chosen:
+        require_extra(module)
     tokens = options.tokens(os.environ)
     tls = server_tls(options.tls_cert, options.tls_key, options.tls_client_ca, insecure=options.insecure)
     out = options.run_directory

@@ -55,6 +55,7 @@ from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.model_files import ModelFiles, final_round
 from hypergpu.coordinator.node_metrics import NodeMetricsCollector
+from hypergpu.coordinator.outlets import Outlets
 from hypergpu.coordinator.page import about_settings, page_routes
 from hypergpu.coordinator.page.steering import Steering
 from hypergpu.coordinator.refusals import Refusals
@@ -320,21 +321,21 @@ class Coordinator:
             health = self.engine.health
             health.start_monitoring()
             stack.callback(health.stop_monitoring)
+            outlets = await self._start_outlets(stack)  # they close after the files of the run are complete
             stack.push_async_callback(self.engine.close)
             retries = PeriodicTask(self.engine.retry, _RETRY_SECONDS, health.reporter(Part.RETRY))
             retries.start()
             stack.push_async_callback(retries.stop)
             await server.start()
             stack.push_async_callback(server.stop, 1.0)
-            if self.config.server.scrape_nodes:
-                scraper = Scraper(self.engine, self.links, self.config, health.reporter(Part.SCRAPER))
-                stack.push_async_callback(scraper.stop)
-                scraper.start()
+            self._start_scraper(stack)
             self._node_series.start()
             stack.push_async_callback(self._node_series.stop)
             announce(address, http.address)
             restart = self.engine.restart_asked
             await _first(self.engine.finished.wait(), interrupted.wait(), restart.wait())
+            if self.engine.finished.is_set():
+                outlets.finish()
             if interrupted.is_set() and self.config.server.stay and not self.engine.finished.is_set():
                 self.engine.suspend()
             else:
@@ -343,6 +344,20 @@ class Coordinator:
             log.error("the run failed", run=self.engine.run_id, reason=self.engine.failure, out=str(self.run_dir.path))
             return 1
         return 0
+
+    def _start_scraper(self, stack: AsyncExitStack) -> None:
+        if self.config.server.scrape_nodes:
+            report = self.engine.health.reporter(Part.SCRAPER)
+            scraper = Scraper(self.engine, self.links, self.config, report)
+            stack.push_async_callback(scraper.stop)
+            scraper.start()
+
+    async def _start_outlets(self, stack: AsyncExitStack) -> Outlets:
+        chosen = {} if self._complete else self.config.outlets.chosen
+        outlets = Outlets(self.run_dir.path, chosen, self.engine.health.reporter(Part.OUTLETS))
+        stack.push_async_callback(outlets.close)
+        await outlets.start(self._found.round if self._found is not None else 0)
+        return outlets
 
     async def _end(self, interrupted: asyncio.Event, restart: asyncio.Event) -> None:
         """Stop the run if a user or a signal requests it, and let the nodes learn of its end."""

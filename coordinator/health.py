@@ -33,6 +33,8 @@ class Part(StrEnum):
     """Keeping uploads on the disk when memory is full."""
     SCRAPER = "scraper"
     NODE_SERIES = "node_series"
+    OUTLETS = "outlets"
+    """Delivery of the run to TensorBoard and the like."""
     RETRY = "retry"
     """Background job that retries failed writes."""
 

@@ -12,6 +12,7 @@ DOCUMENTS = (
     "docs/live-page.md",
     "docs/models.md",
     "docs/netsim.md",
+    "docs/outlets.md",
     "docs/planning.md",
     "docs/settings.md",
     "examples/README.md",

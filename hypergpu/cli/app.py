@@ -18,6 +18,7 @@ from hypergpu.cli.export import export
 from hypergpu.cli.fit import fit
 from hypergpu.cli.ledger import app as ledger
 from hypergpu.cli.logs import logs
+from hypergpu.cli.outlets import outlets
 from hypergpu.cli.plan import plan
 from hypergpu.cli.report import report
 from hypergpu.cli.rewards import rewards
@@ -44,7 +45,7 @@ _COMMANDS: tuple[tuple[str, type[TyperCommand], Commands], ...] = (
     ("Start and stop", TargetCommand, (doctor,)),
     ("Secure", TyperCommand, (token, certs)),
     ("Inspect", ClusterCommand, (inspect.status, inspect.nodes, network.links, logs)),
-    ("Inspect", TyperCommand, (view, report, export, rewards)),
+    ("Inspect", TyperCommand, (view, report, export, outlets, rewards)),
     (_SIMULATE, TyperCommand, (simulate, compare, tune, plan, whatif, validate, fit, transfer)),
     (
         "Control the network",

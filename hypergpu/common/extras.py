@@ -15,6 +15,7 @@ _EXTRA_OF: Final = {
     "datasets": "hf",
     "pynvml": "gpu",
     "Crypto": "chain",
+    "tensorboard": "tensorboard",
 }
 
 

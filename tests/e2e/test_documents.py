@@ -32,6 +32,7 @@ NOT_RUN = {
     "hypergpu plan --model-bytes 44MB --links examples/links.csv --task chars --price-per-gb 0.05": LONG,
     "hypergpu tune flaky-minority --budget 40": LONG,
     "hypergpu demo --open": "opens a browser: tests/coordinator/page runs it without",
+    "hypergpu demo --set outlets.tensorboard=true": "takes minutes: test_outlets.py runs a shorter one",
     "hypergpu view runs/first --open": "opens a browser, and serves until it is interrupted",
     "hypergpu view runs/first --beside runs/fixed": "needs a second run, and serves until it is interrupted",
     "make docs": "installs what it needs; .ci/run builds the site",

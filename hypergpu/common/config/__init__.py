@@ -9,6 +9,7 @@ from hypergpu.common.config.compression import CompressionConfig
 from hypergpu.common.config.contribution import ContributionConfig
 from hypergpu.common.config.loading import load_config
 from hypergpu.common.config.node import NodeConfig
+from hypergpu.common.config.outlets import OutletsConfig
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.training import ServerConfig, TrainingConfig
 from hypergpu.common.config.transfers import TransfersConfig
@@ -41,6 +42,8 @@ class SystemConfig(ConfigSection):
     """Choice of the nodes of a round."""
     orchestrator: OrchestratorConfig = OrchestratorConfig()
     """Policy of the adaptation."""
+    outlets: OutletsConfig = OutletsConfig()
+    """Other programs that show the run."""
 
     @model_validator(mode="after")
     def _determinism_has_what_it_needs(self) -> "SystemConfig":
@@ -82,6 +85,7 @@ __all__ = [
     "MonitorConfig",
     "NodeConfig",
     "OrchestratorConfig",
+    "OutletsConfig",
     "SelectorConfig",
     "ServerConfig",
     "SystemConfig",
