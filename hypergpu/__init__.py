@@ -14,11 +14,16 @@ if TYPE_CHECKING:
         DynamicNodeSelector,
         NetworkQualityMonitor,
     )
+    from hypergpu.api import compare, run, simulate
     from hypergpu.common.config import SystemConfig
     from hypergpu.coordinator.core import AdaptationPolicy, BatchSizeStrategy, ConnectionQuality, SelectionStrategy
+    from hypergpu.local_cluster import LocalNode
     from hypergpu.netsim_proxy.link import NetworkEvent, NetworkSimulator
     from hypergpu.node.core import MetricsCollector
     from hypergpu.node.service import GPUNodeService
+    from hypergpu.results import RunResult
+    from hypergpu.simulation.comparison import Comparison
+    from hypergpu.simulation.scenario import Scenario
     from hypergpu.tasks import Task
 
 _HOME = {
@@ -26,16 +31,23 @@ _HOME = {
     "AdaptiveBatchController": "hypergpu.adaptation",
     "AdaptiveOrchestrator": "hypergpu.adaptation",
     "BatchSizeStrategy": "hypergpu.coordinator.core",
+    "Comparison": "hypergpu.simulation.comparison",
     "ConnectionQuality": "hypergpu.coordinator.core",
     "DynamicNodeSelector": "hypergpu.adaptation",
     "GPUNodeService": "hypergpu.node.service",
+    "LocalNode": "hypergpu.local_cluster",
     "MetricsCollector": "hypergpu.node.core",
     "NetworkEvent": "hypergpu.netsim_proxy.link",
     "NetworkQualityMonitor": "hypergpu.adaptation",
     "NetworkSimulator": "hypergpu.netsim_proxy.link",
+    "RunResult": "hypergpu.results",
+    "Scenario": "hypergpu.simulation.scenario",
     "SelectionStrategy": "hypergpu.coordinator.core",
     "SystemConfig": "hypergpu.common.config",
     "Task": "hypergpu.tasks",
+    "compare": "hypergpu.api",
+    "run": "hypergpu.api",
+    "simulate": "hypergpu.api",
 }
 
 __all__ = [
@@ -43,16 +55,23 @@ __all__ = [
     "AdaptiveBatchController",
     "AdaptiveOrchestrator",
     "BatchSizeStrategy",
+    "Comparison",
     "ConnectionQuality",
     "DynamicNodeSelector",
     "GPUNodeService",
+    "LocalNode",
     "MetricsCollector",
     "NetworkEvent",
     "NetworkQualityMonitor",
     "NetworkSimulator",
+    "RunResult",
+    "Scenario",
     "SelectionStrategy",
     "SystemConfig",
     "Task",
+    "compare",
+    "run",
+    "simulate",
 ]
 
 

@@ -54,6 +54,7 @@ class LocalCluster:
         seed: int = 0,
         settings: Mapping[str, object] | None = None,
         scenario: Path | None = None,
+        import_from: Path | None = None,
     ) -> None:
         """Describe the cluster; nothing starts before the block is entered.
 
@@ -63,10 +64,12 @@ class LocalCluster:
             seed: seed of the network.
             settings: settings of the coordinator, and of the nodes those that begin with `node.`, by dotted key.
             scenario: file of links and events for the proxy, instead of the nodes' profiles.
+            import_from: directory in which the processes look for modules too, beside the current one.
         """
         self.run_dir, self.nodes = run_dir, nodes
         self._seed = seed
         self._settings, self._scenario = settings or {}, scenario
+        self._import_from = import_from
         self._token = secrets.token_urlsafe(24)
         self._operator_token = ""
         self._stack = AsyncExitStack()
@@ -117,6 +120,9 @@ class LocalCluster:
             "OMP_NUM_THREADS": "1",  # processes share the machine's cores
             "PYTHONUNBUFFERED": "1",
         }
+        if self._import_from is not None:
+            paths = (str(self._import_from), os.environ.get("PYTHONPATH"))
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         process = await Process.start(name, arguments, environment, logs, when_orphaned=orphaned)
         self.processes[name] = process
         return process

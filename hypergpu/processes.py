@@ -1,24 +1,21 @@
 """Child processes that do not outlive this process."""
 
 import asyncio
-import ctypes
 import os
 import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from hypergpu.common.command_line import PREFIX
 from hypergpu.common.errors import HyperGPUError
+from hypergpu.common.orphans import dying_with_this_process
 
 _ADDRESS = re.compile(r"^(\w+) on (\S+:\d+)$", re.MULTILINE)
 """Line that a service prints for each of its ports; "listening on HOST:PORT" comes last, when it accepts clients."""
 _POLL_SECONDS = 0.05
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Process:
@@ -58,9 +55,8 @@ class Process:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=asyncio.subprocess.STDOUT,
-                env=os.environ | environment,
+                env=os.environ | environment | dying_with_this_process(when_orphaned),
                 start_new_session=True,  # Ctrl-C reaches this process only, which ends the others in order
-                preexec_fn=partial(_die_with_parent, os.getpid(), when_orphaned),
             )
         return cls(name, child, log)
 
@@ -104,11 +100,3 @@ class Process:
                 with suppress(ProcessLookupError):
                     self._child.kill()
         await self._child.wait()
-
-
-def _die_with_parent(parent: int, with_signal: signal.Signals) -> None:
-    """Run in the child before exec: make the kernel signal it when its parent dies."""
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, with_signal)
-    if os.getppid() != parent:  # the parent died before the call
-        os._exit(1)

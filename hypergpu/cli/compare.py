@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hypergpu import api
 from hypergpu.cli.scenario_argument import ScenarioName
 from hypergpu.common.command_line import PREFIX
 from hypergpu.common.limits import LARGEST_COUNT
@@ -12,14 +13,11 @@ from hypergpu.common.metric import ACCURACY
 from hypergpu.common.options import FLAG, AsJson
 from hypergpu.common.text import counted, size
 from hypergpu.console import new_table, print_json, print_table, progress_bar, say
-from hypergpu.node.cgroup import usable_cpus
-from hypergpu.simulation.compare import compare as run_all
 from hypergpu.simulation.comparison import Candidate, Comparison, Result
 from hypergpu.simulation.scenario import Scenario
-from hypergpu.simulation.scenario_file import load_scenario
 from hypergpu.simulation.statistics import Estimate
 from hypergpu.simulation.thresholds import Threshold, metric_of_scenario, parse_threshold
-from hypergpu.simulation.variants import BASELINE, STATIC, split_variants
+from hypergpu.simulation.variants import STATIC, split_variants
 from hypergpu.simulation.verdict import Match
 
 _FEWEST_PAIRS = 5
@@ -75,30 +73,20 @@ def compare(
 
     Example: hypergpu compare flaky-minority --policies reactive,diloco --threshold ruined<=0
     """
-    loaded = load_scenario(scenario)
-    if rounds is not None:
-        loaded = loaded.changed(rounds=rounds)
+    loaded = api.scenario_of(scenario, rounds=rounds)
     conditions = _conditions(threshold or (), loaded)
-    named = split_variants(policies) if policies is not None else [_policy_of(loaded)]
-    tried = [part.strip() for part in strategies.split(",") if part.strip()]
     with progress_bar("runs") as progress:
-        comparison = run_all(
+        comparison = api.compare(
             loaded,
-            named,
-            tried,
+            split_variants(policies) if policies is not None else None,
+            strategies=[part.strip() for part in strategies.split(",") if part.strip()],
             baselines=split_variants(baselines),
             oracle=oracle,
             seeds=seeds,
-            jobs=jobs or usable_cpus(),
+            jobs=jobs,
             progress=progress,
         )
     _report(comparison, conditions, as_json=as_json)
-
-
-def _policy_of(scenario: Scenario) -> str:
-    """Return the policy to compare by default: the scenario's own, or `reactive` if that is the baseline."""
-    own = scenario.config.orchestrator.policy
-    return own if own != BASELINE else "reactive"
 
 
 def _conditions(texts: Sequence[str], scenario: Scenario) -> list[Threshold]:

@@ -30,7 +30,8 @@ from hypergpu.common.options import FLAG, AsJson, Open, Seed, Settings
 from hypergpu.common.task_names import choices
 from hypergpu.common.text import UNKNOWN, counted, duration, figure, milliseconds, number
 from hypergpu.console import QUALITY_STYLE, PlainConsole, new_table, print_table, say, styled
-from hypergpu.demo import Progress, demo_changes, demo_nodes, read_summary, run_demo, without_adaptation
+from hypergpu.demo import demo_changes, demo_nodes, run_demo, without_adaptation
+from hypergpu.local_run import Progress, read_summary
 from hypergpu.report import Report, write_report
 from hypergpu.report.model import Run
 from hypergpu.simulation.comparison import Comparison

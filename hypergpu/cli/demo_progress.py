@@ -10,7 +10,7 @@ from rich.live import Live
 from hypergpu.common.text import duration, milliseconds, number
 from hypergpu.console import known, progress_bar
 from hypergpu.dashboard import History, Snapshot, dashboard
-from hypergpu.demo import NetworkChange, Progress
+from hypergpu.local_run import NetworkChange, Progress
 from hypergpu.protos import coordinator_pb2 as pb
 
 DETAIL_EVERY = 5

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from hypergpu.api import scenario_of
 from hypergpu.cli.scenario_argument import PolicyName, ScenarioName
 from hypergpu.common.command_line import PREFIX
 from hypergpu.common.errors import InvalidInput
@@ -17,7 +18,7 @@ from hypergpu.common.text import counted, duration, figure, natural_key, size
 from hypergpu.console import new_table, print_json, print_table, progress_bar, say
 from hypergpu.simulation.rehearsal.inline import simulate_with_rehearsals as run_scenario
 from hypergpu.simulation.run import Outcome
-from hypergpu.simulation.scenario_file import load_scenario, shipped
+from hypergpu.simulation.scenario_file import shipped
 
 _MOST_NODES = 20
 _MOST_EVENTS = 5
@@ -47,8 +48,7 @@ def simulate(
         return
     if not scenario:
         raise InvalidInput("give a SCENARIO: a YAML file, or a name from `hypergpu simulate --list`")
-    given: dict[str, Any] = {"policy": policy, "seed": seed, "rounds": rounds, "learning": learning}
-    loaded = load_scenario(scenario).changed(**{k: v for k, v in given.items() if v is not None})
+    loaded = scenario_of(scenario, policy=policy, seed=seed, rounds=rounds, learning=learning)
     total = loaded.config.training.rounds
     with progress_bar("rounds") as tell:
         outcome = run_scenario(loaded, out, progress=lambda number: tell(number - 1, total))

@@ -1,9 +1,14 @@
 """Paired runs of a scenario: adaptation against fixed settings."""
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Sequence
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Self
 
 from hypergpu.common.errors import InvalidInput
@@ -95,12 +100,16 @@ class Runner:
         self._run_one = partial(simulate_with_rehearsals, compute=compute)
         self._jobs, self._progress = jobs, progress
         self._pool: ProcessPoolExecutor | None = None
+        self._workers: set[BaseProcess] = set()
         self._done = self._expected = 0
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
+        if kind is not None:  # Ctrl-C, for one: nobody waits for the runs that have begun
+            for worker in self._workers:
+                worker.terminate()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
@@ -127,5 +136,26 @@ class Runner:
         if self._jobs <= 1 or self._expected < _LEAST_FOR_POOL:
             return map(self._run_one, scenarios)
         if self._pool is None:  # spawned, since torch's threads do not survive a fork
-            self._pool = ProcessPoolExecutor(self._jobs, mp_context=multiprocessing.get_context("spawn"))
-        return self._pool.map(self._run_one, scenarios)
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._jobs, mp_context=spawn, initializer=_ignore_interrupts)
+        before = set(multiprocessing.active_children())
+        with _without_main():
+            found = self._pool.map(self._run_one, scenarios)  # starts the workers
+        self._workers |= set(multiprocessing.active_children()) - before
+        return found
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the parent: it ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the main module from processes that start: they would import it, and a script would run itself again."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -152,6 +152,24 @@ class Comparison:
     def _gaps(self) -> dict[str, Any]:
         return {each.result.variant.label: each.gap.to_dict() for each in self.candidates}
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a flat row for each result, with its figures against the first baseline; the first row is that."""
+        rows = [_result_row(self.baseline, self.scenario.name, is_baseline=True)]
+        for is_baseline, group in ((True, self.baselines), (False, self.candidates)):
+            rows += [
+                _result_row(each.result, self.scenario.name, is_baseline=is_baseline) | _match_row(each.match)
+                for each in group
+            ]
+        return rows
+
+    def run_rows(self) -> list[dict[str, Any]]:
+        """Return a flat row for each run: its policy, seed, times, final values and bytes."""
+        return [
+            _run_row(result.variant.label, outcome, self.scenario.name)
+            for result in self.results
+            for outcome in result.outcomes
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object."""
         return {
@@ -165,6 +183,57 @@ class Comparison:
             "oracle": self.oracle.to_dict() | {"gap": self._gaps()} if self.oracle else None,
             "candidates": [candidate.to_dict() for candidate in self.candidates],
         }
+
+
+def _result_row(result: Result, scenario: str, *, is_baseline: bool) -> dict[str, Any]:
+    metric = result.metric.name
+    return {
+        "scenario": scenario,
+        "policy": result.variant.label,
+        "is_baseline": is_baseline,
+        "runs": len(result.outcomes),
+        "reached": len(result.times),
+        **_estimate_cells("time_to_target_seconds", geometric_mean_of(result.times)),
+        f"final_{metric}": result.mean("final_metric"),
+        f"best_{metric}": result.best,
+        "final_loss": result.mean("final_loss"),
+        "rounds": result.mean("rounds"),
+        "seconds": result.mean("seconds"),
+        "bytes": result.mean("bytes"),
+    }
+
+
+def _match_row(found: Match) -> dict[str, Any]:
+    return {
+        **_estimate_cells("speedup", found.speedup),
+        **_estimate_cells(f"{found.metric.name}_difference", found.difference),
+        "ruined": found.ruined,
+        "standing": str(found.verdict.standing),
+        "verdict": found.verdict.text,
+    }
+
+
+def _estimate_cells(name: str, estimate: Estimate) -> dict[str, float | None]:
+    return {name: estimate.mean, f"{name}_ci_low": estimate.ci_low, f"{name}_ci_high": estimate.ci_high}
+
+
+def _run_row(label: str, outcome: Outcome, scenario: str) -> dict[str, Any]:
+    metric = outcome.metric.name
+    return {
+        "scenario": scenario,
+        "policy": label,
+        "seed": outcome.seed,
+        "time_to_target_seconds": outcome.time_to_target_seconds,
+        f"final_{metric}": outcome.final_metric,
+        f"best_{metric}": outcome.best_metric,
+        "final_loss": outcome.final_loss,
+        "rounds": outcome.rounds,
+        "seconds": outcome.seconds,
+        "bytes": outcome.bytes,
+        "messages": outcome.messages,
+        "state": outcome.state,
+        "given_up": outcome.given_up,
+    }
 
 
 def compared(

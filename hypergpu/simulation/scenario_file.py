@@ -1,7 +1,10 @@
 """Scenarios from YAML files; errors name the line."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from hypergpu.common.config.loading import parse
 from hypergpu.common.errors import ConfigError, suggest
 from hypergpu.common.files import read_text
 from hypergpu.netsim_proxy.config.scenario import ScenarioError
@@ -33,15 +36,38 @@ def parse_scenario(text: str, name: str, default_name: str = "") -> Scenario:
     """
     scenario = parse_yaml(Scenario, text, name)
     try:
-        scenario.names()
-        scenario.profiles_of_links()
-        _check_enough(scenario, len(scenario.cards()))
-        scenario.network_events()
-        if scenario.learning == "model" or scenario.convergence:
-            scenario.learning_curve()
+        _check(scenario)
     except ScenarioError as error:
         raise fault(text, name, error.path, error.message) from error
     return scenario if scenario.name else scenario.changed(name=default_name or name)
+
+
+def scenario_from(tree: Mapping[str, Any]) -> Scenario:
+    """Return the scenario that a mapping describes, with the keys of a scenario file.
+
+    Raises:
+        ConfigError: it does not hold; the key is named.
+    """
+    scenario = parse(Scenario, {"name": "scenario", **tree}, where="scenario")
+    try:
+        _check(scenario)
+    except ScenarioError as error:
+        raise ConfigError(f"scenario: {'.'.join(map(str, error.path))}: {error.message}") from error
+    return scenario
+
+
+def _check(scenario: Scenario) -> None:
+    """Check what the type of no single value tells.
+
+    Raises:
+        ScenarioError: a name, profile, card or event that there is not, or a first round that would wait for ever.
+    """
+    scenario.names()
+    scenario.profiles_of_links()
+    _check_enough(scenario, len(scenario.cards()))
+    scenario.network_events()
+    if scenario.learning == "model" or scenario.convergence:
+        scenario.learning_curve()
 
 
 def _check_enough(scenario: Scenario, nodes: int) -> None:

@@ -37,11 +37,11 @@ from hypergpu.coordinator.checkpoints import read_any_tensors, read_tensors, wri
 from hypergpu.coordinator.core.links.profile import ROUND_TRIP_QUANTILES
 from hypergpu.coordinator.initial_model import initial_values
 from hypergpu.coordinator.page.record_files import Place, read_piece, states
-from hypergpu.demo import read_summary
 from hypergpu.export import export_model
 from hypergpu.ledger.files import read_key
 from hypergpu.ledger.proofs import check, prove
 from hypergpu.ledger.verifying import verify
+from hypergpu.local_run import read_summary
 from hypergpu.netsim_proxy.api import convert as netsim_convert
 from hypergpu.netsim_proxy.config import proxy_file, scenario_file
 from hypergpu.netsim_proxy.config.link_map_file import parse_link_map
@@ -415,7 +415,7 @@ DECODERS: Final[Mapping[str, Decoder]] = {
         _run_directory(_report, "events.jsonl", rounds_jsonl=ROUNDS),
         [json.dumps({"seconds": 1.0, "round": 1, "kind": "decision", "text": "batch x", "figures": {"a": 1}}).encode()],
     ),
-    "demo.read_summary": Decoder(_run_directory(read_summary, "summary.json"), [json.dumps(SUMMARY).encode()]),
+    "local_run.read_summary": Decoder(_run_directory(read_summary, "summary.json"), [json.dumps(SUMMARY).encode()]),
     "coordinator.checkpoints.read_tensors": Decoder(of_file(read_tensors, "x.safetensors"), [_MODEL]),
     "coordinator.checkpoints.read_any_tensors": Decoder(of_file(read_any_tensors, "x.safetensors"), [_MODEL]),
     "coordinator.initial_model.initial_values": Decoder(

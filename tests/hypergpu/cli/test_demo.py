@@ -14,7 +14,8 @@ from hypergpu.cli import demo as command
 from hypergpu.cli.demo_progress import Level, Lines, progress_of_run, steps
 from hypergpu.common.errors import InvalidInput
 from hypergpu.dashboard import History, Snapshot
-from hypergpu.demo import Progress, demo_changes, demo_nodes
+from hypergpu.demo import demo_changes, demo_nodes
+from hypergpu.local_run import Progress
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.simulation.comparison import Comparison, Result, compared
 from hypergpu.simulation.run import Outcome
