@@ -67,8 +67,12 @@ class LocalCluster:
             import_from: directory in which the processes look for modules too, beside the current one.
         """
         self.run_dir, self.nodes = run_dir, nodes
-        self._seed = seed
-        self._settings, self._scenario = settings or {}, scenario
+        self._settings = settings or {}
+        links = [
+            f"--node-profile={node.node_id}={node.profile}" + (f"@{node.region}" if node.region else "")
+            for node in nodes
+        ]
+        self._network = (f"--seed={seed}", *(links if scenario is None else [f"--scenario={scenario}"]))
         self._import_from = import_from
         self._token = secrets.token_urlsafe(24)
         self._operator_token = ""
@@ -134,15 +138,8 @@ class LocalCluster:
         return await self._start_process("coordinator", "coordinator", *options, tokens=tokens)
 
     async def _start_proxy(self, upstream: str) -> Process:
-        links = [
-            f"--node-profile={node.node_id}={node.profile}" + (f"@{node.region}" if node.region else "")
-            for node in self.nodes
-        ]
-        if self._scenario is not None:
-            links = [f"--scenario={self._scenario}"]
-        network = (f"--upstream={upstream}", f"--seed={self._seed}", *links)
         tokens = {OPERATOR.variable: self._operator_token}
-        options = (*_LISTEN, "--drain-seconds=1", *network)
+        options = (*_LISTEN, "--drain-seconds=1", f"--upstream={upstream}", *self._network)
         return await self._start_process("netsim_proxy", "proxy", *options, tokens=tokens)
 
     async def _start_nodes(self, address: str) -> None:
