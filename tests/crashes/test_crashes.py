@@ -12,8 +12,10 @@ import pytest
 
 from hypergpu.coordinator import app
 from hypergpu.coordinator.core.ledger import Ledger
+from hypergpu.coordinator.core.model import global_model
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.model.optimizer import Sgd
+from hypergpu.coordinator.core.rounds.work import RoundSettings
 from hypergpu.coordinator.durability import Durability
 from hypergpu.coordinator.failpoints import Point
 from hypergpu.coordinator.line_file import LineFile
@@ -133,6 +135,24 @@ def forget_leaves_that_were_not_synced(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LineFile, "note_synced", lambda self, written=None: setattr(self, "synced", self._written + 1))
 
 
+def go_on_without_who_leaves(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RoundSettings, "awaits_return", property(lambda _: False, lambda _, __: None))
+
+
+def count_late_updates_in_full(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(global_model, "staleness_weight", lambda _: 1.0)
+
+
+def acknowledge_late_updates_that_are_not_counted(patch: pytest.MonkeyPatch) -> None:
+    add = GlobalModel.add
+
+    def added(self: GlobalModel, *arguments: Any) -> None:
+        if arguments[3] is None:  # else it is late
+            add(self, *arguments)
+
+    patch.setattr(GlobalModel, "add", added)
+
+
 MUTANTS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
     tell_before_the_sync,
     sync_nothing,
@@ -146,13 +166,20 @@ MUTANTS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
     publish_what_is_not_on_the_disk,
     forget_leaves_that_were_not_synced,
 )
+MODES: Mapping[Callable[[pytest.MonkeyPatch], None], str] = {
+    go_on_without_who_leaves: "deterministic",
+    count_late_updates_in_full: "buffered",
+    acknowledge_late_updates_that_are_not_counted: "buffered",
+}
+"""Faults of one mode of rounds."""
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+@pytest.mark.parametrize("mutant", [*MUTANTS, *MODES], ids=lambda mutant: mutant.__name__)
 def test_a_broken_durable_path_is_found(mutant: Callable[[pytest.MonkeyPatch], None]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         mutant(patch)
-        assert any(run(seed).faults for seed in range(40)), f"{mutant.__name__} went unnoticed in 40 runs"
+        given = {"mode": MODES[mutant]} if mutant in MODES else {}
+        assert any(run(seed, **given).faults for seed in range(40)), f"{mutant.__name__} went unnoticed in 40 runs"
 
 
 # ---------------------------------------------------------------- the model itself
@@ -160,8 +187,8 @@ def test_a_broken_durable_path_is_found(mutant: Callable[[pytest.MonkeyPatch], N
 
 def history() -> History:
     seen = [(1, 0), (1, 1), (1, 1), (3, 1), (3, 2)]
-    orders = [(1, "a", 1, 0), (1, "a", 2, 1), (3, "a", 2, 1)]
-    return History([(1, 1), (3, 2)], orders, [(1, "a", 1), (1, "a", 2), (3, "a", 2)], set(), seen)
+    orders = [(1, "a", 1, 0, 0), (1, "a", 2, 1, 0), (3, "a", 2, 1, 0)]
+    return History([(1, 1), (3, 2)], orders, [(1, "a", 1, 1), (1, "a", 2, 2), (3, "a", 2, 2)], set(), seen)
 
 
 ROWS = [{"round": 1, "contributors": ["a", "b"]}, {"round": 2, "contributors": ["a"]}]
@@ -169,7 +196,7 @@ INITIAL: Any = np.zeros(8, np.float32)
 
 
 def faults(of: History, rows: Any = ROWS, final: Any = None) -> list[str]:
-    final = parameters_after(INITIAL, [["a", "b"], ["a"]]) if final is None else final
+    final = parameters_after(INITIAL, ROWS) if final is None else final
     return faults_of(of, rows, 2, INITIAL, final)
 
 
@@ -185,15 +212,15 @@ def test_the_model_finds_each_kind_of_fault() -> None:
     twice.told.append((3, 2))
     assert faults(twice) == ["round 2 was told twice"]
     lost = history()
-    lost.accepted.append((3, "b", 2))
+    lost.accepted.append((3, "b", 2, 2))
     assert faults(lost) == ["the update of b for round 2 was acknowledged, and is lost"]
     promised = history()
-    promised.orders.append((3, "b", 3, 2))
+    promised.orders.append((3, "b", 3, 2, 0))
     assert faults(promised) == ["process 3 told b that round 2 has its update, and it has not"]
     assert faults(history(), ROWS[:1]) == ["rounds.jsonl has the rounds [1]"]
     assert faults(history(), final=INITIAL) == ["the weights are not those that the contributions lead to"]
     doubled = [ROWS[0], {"round": 2, "contributors": ["a", "a"]}]
-    assert "round 2 counts a node twice" in faults(history(), doubled)
+    assert "round 2 counts the update of a for round 2 again" in faults(history(), doubled)
 
 
 def test_a_round_that_was_told_with_the_word_that_it_is_not_on_the_disk_may_be_undone() -> None:

@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from hypergpu.common.tensors import Assembler, Payload
 from hypergpu.coordinator.app import Coordinator, Options
 from hypergpu.coordinator.checkpoints import read_tensors
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.coordinator.core.session import AskProgress, OfferUpdate, Pull, Register
+from hypergpu.coordinator.core.session import AskProgress, Leave, OfferUpdate, Pull, Register, Return
 from hypergpu.coordinator.failpoints import Failpoints, Fault, Point
 from hypergpu.coordinator.run_records import RunEvent
 from hypergpu.coordinator.uploads import Upload
@@ -72,7 +72,7 @@ def toy_task() -> Task:
 class World:
     """The run of a seed."""
 
-    def __init__(self, seed: int, out: Path, loop: VirtualLoop, lines: Lines) -> None:
+    def __init__(self, seed: int, out: Path, loop: VirtualLoop, lines: Lines, given: Mapping[str, Any]) -> None:
         self.out, self.loop, self.lines = out, loop, lines
         self.draws = random.Random(f"world {seed}")
         self.history = History()
@@ -89,7 +89,11 @@ class World:
             "crashes": draws.randint(1, 6),
             "disk_errors": draws.random() < 0.25,
             "quorum": draws.choice([0.5, 1.0]),
+            "mode": draws.choice(["sync", "deterministic", "late", "buffered"]),
+            **given,
         }
+        self._orders: dict[str, ev.WorkAssigned] = {}
+        """Order that each node got last."""
         self._died = asyncio.Event()
         self._partitions = {node: self._draw_partitions() for node in NODES}
         loop.on_error = self._dies_of
@@ -100,16 +104,34 @@ class World:
 
     # ------------------------------------------------------------ the coordinator
 
+    @property
+    def momentum(self) -> float:
+        """Momentum of the server: none where the model would have to know when it is applied."""
+        return 0.0 if self.settings["mode"] == "buffered" else MOMENTUM
+
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """Nodes that each round counts; empty = any."""
+        return NODES if self.settings["mode"] == "deterministic" else ()
+
+    @property
+    def _merges_late(self) -> bool:
+        return self.settings["mode"] in ("late", "buffered")
+
     def _config(self) -> SystemConfig:
-        training = {
+        training: dict[str, Any] = {
             "rounds": ROUNDS,
             "local_steps": 2,
             "batch_size": 2,
-            "server_momentum": MOMENTUM,
-            "min_nodes": 2,
+            "server_momentum": self.momentum,
+            "min_nodes": len(self.awaited) or 2,
             "quorum": self.settings["quorum"],
             "evaluate_every": 2,
         }
+        if self.awaited:
+            training |= {"deterministic": True, "quorum": 1.0}
+        elif self._merges_late:
+            training["mode"] = self.settings["mode"]
         server = {"listen": "127.0.0.1:0", "heartbeat_seconds": 0.5, "heartbeat_misses": 6, "linger_seconds": 0.0}
         checkpoint = {"every": self.settings["every"]}
         tree: dict[str, Any] = {"training": training, "server": server, "checkpoint": checkpoint}
@@ -258,7 +280,20 @@ class World:
                 life.result()
                 return
             life.cancel()
+            if self.draws.random() < 0.5:
+                await self._leave(node)
             await asyncio.sleep(self.draws.uniform(0.1, 5.0))
+
+    async def _leave(self, node: str) -> None:
+        """End as on SIGTERM: give the work back, and leave."""
+        coordinator, order = self.coordinator, self._orders.get(node)
+        if coordinator is None or not await self._travel(node) or self.coordinator is not coordinator:
+            return
+        engine, why = coordinator.engine, ("shutting_down", "SIGTERM")
+        with suppress(HyperGPUError):
+            if order is not None:
+                engine.ask(Return(node, engine.run_id, order.round, order.attempt, *why))
+            engine.ask(Leave(node, engine.run_id, "SIGTERM"))
 
     async def _life(self, node: str, incarnation: str) -> None:
         while True:
@@ -286,11 +321,15 @@ class World:
             if isinstance(order, ev.RunOver):
                 return True
             engine.session.seen(node, engine.now)
-            if order is None or not await self._travel(node):
+            if order is None:
+                continue
+            self.history.seen.append((process, order.round - 1))
+            due = self._due(coordinator, order) if self._merges_late else 0
+            if not await self._travel(node):
                 continue
             self._require(coordinator)
-            self.history.orders.append((process, node, order.round, order.accepted_round))
-            self.history.seen.append((process, order.round - 1))
+            self._orders[node] = order
+            self.history.orders.append((process, node, order.round, order.accepted_round, due))
             await asyncio.sleep(self.draws.uniform(0.02, 0.6))
             await self._push(coordinator, process, order)
 
@@ -303,6 +342,7 @@ class World:
         engine, node = coordinator.engine, order.node
         values = update_of(node, order.round, len(engine.model.values))
         event = ev.UpdateArrived(node, order.round, order.attempt, 4, loss=0.5, compute_seconds=0.1, norm=1.0)
+        due = order.round
         for _ in range(20):
             self._require(coordinator)
             if await self._travel(node):
@@ -311,17 +351,23 @@ class World:
                     self._require(coordinator)
                     reply = engine.ask(OfferUpdate(engine.run_id, event))
                     reply = reply or engine.accept_update(event, _upload(values))
+                    due = self._due(coordinator, order)
                 if await self._travel(node):
                     self._require(coordinator)
                     assert reply is not None
                     if reply.status in (ev.UpdateStatus.ACCEPTED, ev.UpdateStatus.DUPLICATE):
-                        self.history.accepted.append((process, node, order.round))
+                        self.history.accepted.append((process, node, order.round, due))
                     return
             await asyncio.sleep(RETRY_SECONDS * self.draws.random())
             self._require(coordinator)
-            if engine.ask(AskProgress(node, engine.run_id, order.round)) and await self._travel(node):
-                self.history.accepted.append((process, node, order.round))
+            is_done, due = engine.ask(AskProgress(node, engine.run_id, order.round)), self._due(coordinator, order)
+            if is_done and await self._travel(node):
+                self.history.accepted.append((process, node, order.round, due))
                 return
+
+    def _due(self, coordinator: Coordinator, order: ev.WorkAssigned) -> int:
+        """Return the last round that may count an update which is acknowledged now."""
+        return coordinator.engine.machine.round_state.merging_round if self._merges_late else order.round
 
     async def watch(self) -> None:
         """Ask for the status now and then, as people do."""
@@ -366,8 +412,8 @@ async def _run(world: World) -> None:
             await asyncio.gather(*living, watching, return_exceptions=True)
 
 
-def run(seed: int) -> Outcome:
-    """Carry out the run of a seed, and hold it against the model."""
+def run(seed: int, **given: Any) -> Outcome:
+    """Carry out the run of a seed, and hold it against the model; settings that are `given` are not drawn."""
     directory = Path(tempfile.mkdtemp(dir=IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None))
     loop = VirtualLoop(seed)
     try:
@@ -378,7 +424,7 @@ def run(seed: int) -> Outcome:
             asyncio.set_event_loop(loop)
             out = directory / "run"
             out.mkdir()
-            world = World(seed, out, loop, Lines(out, patch))
+            world = World(seed, out, loop, Lines(out, patch), given)
             initial = Coordinator(world._config(), toy_task(), Options(directory / "initial"))
             values = initial.engine.model.values.copy()
             initial.run_dir.close()
@@ -393,7 +439,9 @@ def run(seed: int) -> Outcome:
                 rows = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
                 final = values if world.failure else _values_of(out, initial)
                 faults = [world.failure] if world.failure else []
-                faults += faults_of(world.history, rows, ROUNDS, values, final)
+                faults += faults_of(
+                    world.history, rows, ROUNDS, values, final, momentum=world.momentum, everyone=world.awaited
+                )
                 faults += world.witness.faults + ledger_faults(out, ROUNDS)
         return Outcome(seed, faults, world.crashes, len(world.history.told), world.settings)
     finally:
