@@ -16,6 +16,7 @@ from hypergpu.cli.demo import demo
 from hypergpu.cli.doctor import doctor
 from hypergpu.cli.export import export
 from hypergpu.cli.fit import fit
+from hypergpu.cli.init import init
 from hypergpu.cli.ledger import app as ledger
 from hypergpu.cli.logs import logs
 from hypergpu.cli.outlets import outlets
@@ -41,7 +42,7 @@ from hypergpu.node.__main__ import service as node
 Commands = tuple[Callable[..., object], ...]
 _SIMULATE: Final = "Simulate"
 _COMMANDS: tuple[tuple[str, type[TyperCommand], Commands], ...] = (
-    ("Start and stop", TyperCommand, (demo, containers.up, containers.scale, containers.down)),
+    ("Start and stop", TyperCommand, (demo, init, containers.up, containers.scale, containers.down)),
     ("Start and stop", TargetCommand, (doctor,)),
     ("Secure", TyperCommand, (token, certs)),
     ("Inspect", ClusterCommand, (inspect.status, inspect.nodes, network.links, logs)),

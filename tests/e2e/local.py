@@ -38,13 +38,14 @@ def fork_server() -> ForkServerContext:
     return context
 
 
-def _main(service: str, arguments: tuple[str, ...], log: Path, environment: Mapping[str, str]) -> None:
+def _main(service: str, arguments: tuple[str, ...], log: Path, environment: Mapping[str, str], directory: Path) -> None:
     """Become `hypergpu SERVICE ARGUMENTS`, with both streams in `log`."""
     assert set(_IMPORTED) <= set(sys.modules), "the server has not imported what it should"
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # the real one: nothing captures it here
+    os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,12 +56,12 @@ def _main(service: str, arguments: tuple[str, ...], log: Path, environment: Mapp
 class Process:
     """One `hypergpu SERVICE` with its log."""
 
-    def __init__(self, log: Path, service: str, *arguments: str) -> None:
+    def __init__(self, log: Path, service: str, *arguments: str, directory: Path | None = None) -> None:
         self.log = log
         log.touch()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OMP_NUM_THREADS", "1")  # for the server too: it is started with the first process
-            target = (service, arguments, log, dict(os.environ))
+            target = (service, arguments, log, dict(os.environ), directory or Path.cwd())
             self._process = fork_server().Process(target=_main, args=target)
             self._process.start()
         assert self._process.pid is not None
@@ -104,8 +105,8 @@ class Cluster:
         self.out = path / "run"
         self.processes: list[Process] = []
 
-    def start(self, name: str, service: str, *arguments: str) -> Process:
-        process = Process(self.path / f"{name}.log", service, *arguments)
+    def start(self, name: str, service: str, *arguments: str, directory: Path | None = None) -> Process:
+        process = Process(self.path / f"{name}.log", service, *arguments, directory=directory)
         self.processes.append(process)
         return process
 
