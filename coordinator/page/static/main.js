@@ -179,10 +179,11 @@ class Page {
     requestAnimationFrame(() => {
       if (!this.parts) return;
       const began = performance.now();
-      this.parts.shift()();
-      this.slowAt = Math.max(began + SLOW_MS, this.slowAt) + 3 * (performance.now() - began);
+      const part = this.parts.shift();
       if (this.parts.length) this.#drawParts();
       else this.parts = null;
+      part();
+      this.slowAt = Math.max(began + SLOW_MS, this.slowAt) + 3 * (performance.now() - began);
     });
   }
 
@@ -233,7 +234,7 @@ class Page {
   }
 
   #header(state) {
-    const { about, summary } = this, total = about.rounds ?? summary.rounds_planned ?? 0;
+    const { about, summary } = this, total = count(about.rounds) || count(summary.rounds_planned);
     const ended = state.run === "completed" || state.run === "stopped";
     const lost = this.connection[0] === "lost";
     const shown = this.shownAt !== null || ended || (about.live && !lost) || !this.caughtUp ? state.run : about.live ? "lost" : "unfinished";
@@ -416,6 +417,7 @@ class Page {
   }
 }
 
+const count = (value) => (Number.isFinite(value) && value > 0 ? value : 0);
 const rank = (node) => { const n = QUALITIES.indexOf(qualityOf(node)); return n < 0 ? QUALITIES.length : n; };
 
 const page = new Page();

@@ -21,6 +21,7 @@ const NEW_NODE = {
   contributed: 0, selected: 0, lastRound: 0, inRound: false, done: false, standing: "", rule: "",
 };
 
+const LONGEST = 1e9; // seconds, some 30 years
 const number = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
 const object = (value) => (value && typeof value === "object" && !Array.isArray(value) ? value : {});
 
@@ -28,7 +29,7 @@ const object = (value) => (value && typeof value === "object" && !Array.isArray(
 export function record(type, data) {
   if (!data || typeof data !== "object" || Array.isArray(data)) return null;
   const t = number(type === "round" ? data.ended_seconds : data.seconds);
-  if (t === null) return null;
+  if (t === null || t < 0 || t > LONGEST) return null; // one wrong time would stretch every axis
   if (type === "round") {
     const seconds = Math.max(0, number(data.seconds) ?? 0);
     return {

@@ -1,6 +1,7 @@
 """The page in a real browser, over a run directory; what it shows is read from its document."""
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,57 @@ def test_a_damaged_run_says_what_is_missing(browser: Browser, run_dir: Path, ser
     ):
         assert part in told
     assert text(browser, "h1") == "first unfinished"
+
+
+@pytest.mark.parametrize("missing", ["events.jsonl", "rounds.jsonl", "nodes.json", "summary.json", "config.yaml"])
+def test_a_run_without_one_of_its_files_shows_the_others(
+    missing: str, browser: Browser, run_dir: Path, serve: Serve
+) -> None:
+    (run_dir / missing).unlink()
+    browser.show(f"http://{serve(run_dir).address}/")
+    browser.until("hypergpu.caughtUp && !document.querySelector('#notes').hidden")
+    browser.value("hypergpu.draw(true)")
+    told = text(browser, "#notes")
+    assert (f"{missing} is missing." in told) or (missing == "config.yaml" and "config.yaml cannot be used" in told)
+    assert text(browser, "h1").startswith("first")
+    assert [row[0] for row in cells(browser, "nodes")] == [NODES[2], "far_1", "near_0"]
+    assert text(browser, "#progress-text").startswith("round 6")
+
+
+def spoiled(value: Any, chance: random.Random) -> Any:
+    """Return a JSON value with some of its parts replaced by others of wrong types."""
+    wrong = (None, True, [], {}, "x", "__proto__", -1, 1e308, ["constructor"], {"__proto__": 5}, "<img src=x>", 2**70)
+    if chance.random() < 0.1:
+        return chance.choice(wrong)
+    if isinstance(value, dict):
+        return {name: spoiled(part, chance) for name, part in value.items()}
+    return [spoiled(part, chance) for part in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_values_of_wrong_types_break_nothing(seed: int, browser: Browser, run_dir: Path, serve: Serve) -> None:
+    chance = random.Random(seed)
+    for name in ("events.jsonl", "rounds.jsonl"):
+        rows = [json.loads(line) for line in (run_dir / name).read_text().splitlines()]
+        (run_dir / name).write_text(lines([*rows, *(spoiled(row, chance) for row in rows)]))
+    for name in ("nodes.json", "summary.json"):
+        found = json.loads((run_dir / name).read_text())
+        (run_dir / name).write_text(json.dumps([spoiled(row, chance) for row in found] if name[0] == "n" else found))
+    (run_dir / "config.yaml").write_text("training:\n  rounds: many\n  task: [1]\n")
+    browser.show(f"http://{serve(run_dir).address}/")
+    browser.until(SHOWN)
+    assert [row[0] for row in cells(browser, "nodes") if row[0] in NODES] == [NODES[2], "far_1", "near_0"]
+    assert browser.value("hypergpu.history.end") < 100  # no wrong time has stretched the axis
+    browser.value(
+        """(() => {
+          const { history } = hypergpu, span = history.end - history.begin;
+          for (const event of history.events) hypergpu.explain(event);
+          for (const id of hypergpu.state.nodes.keys()) hypergpu.showNode(id);
+          for (let n = 0; n <= 4; n += 1) hypergpu.goTo(history.begin + span * n / 4);
+          for (const button of document.querySelectorAll('thead button')) button.click();
+          for (const round of history.rounds) hypergpu.map.fly(round);
+        })()"""
+    )
 
 
 def test_an_operator_steers_from_the_page(browser: Browser, run_dir: Path, serve: Serve) -> None:
