@@ -145,7 +145,8 @@ def in_browser(url: str, home: Path) -> dict[str, float]:
 
 def main() -> None:
     folder = Path(static_files.__file__).parent / "static"
-    loaded = [file.read_bytes() for file in folder.iterdir() if not file.name.endswith(".txt")]
+    files = [file for file in folder.iterdir() if not file.name.endswith(".txt")]
+    loaded = [static_files.as_sent(file.name, file.read_bytes()) for file in files]
     print(f"size: {sum(map(len, loaded)):,} bytes, {sum(len(gzip.compress(each)) for each in loaded):,} as sent")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         directory = Path(temporary) / "run"

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import patience
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
 _FLAGS = (
@@ -82,7 +84,9 @@ class Browser:
             message["sessionId"] = self._session
         os.write(self._out, json.dumps(message).encode() + b"\0")
         with self._arrived:
-            assert self._arrived.wait_for(lambda: number in self._replies, _PATIENCE_SECONDS), f"no reply to {method}"
+            assert self._arrived.wait_for(lambda: number in self._replies, patience(_PATIENCE_SECONDS)), (
+                f"no reply to {method}"
+            )
             reply = self._replies.pop(number)
         assert "error" not in reply, f"{method}: {reply['error']}"
         result: dict[str, Any] = reply["result"]
@@ -104,7 +108,7 @@ class Browser:
 
     def until(self, expression: str, seconds: float = 15.0) -> Any:
         """Wait until an expression is true, and return its value."""
-        until = time.monotonic() + seconds
+        until = time.monotonic() + patience(seconds)
         while not (found := self.value(f"(() => {{ try {{ return {expression} }} catch {{ return null }} }})()")):
             assert time.monotonic() < until, f"never true: {expression}; errors: {self.errors}"
             time.sleep(0.05)

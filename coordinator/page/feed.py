@@ -15,12 +15,13 @@ from hypergpu.common.daemon_thread import in_daemon_thread
 from hypergpu.common.errors import ResourceExhausted
 from hypergpu.common.http import Chunks
 from hypergpu.coordinator.page import record_files
+from hypergpu.coordinator.page.paced_files import PacedFiles
 from hypergpu.coordinator.page.record_files import Piece, Place, message
 
 MAX_VIEWERS: Final = 32
 MAX_VIEWERS_OF_CALLER: Final = 12
 """Viewers at one address, so that one caller does not take the places of all."""
-_LOOK_SECONDS: Final = 0.07
+_LOOK_SECONDS: Final = 0.1
 """Interval at which the files are looked at while somebody watches."""
 _QUIET_SECONDS: Final = 10.0
 """Longest silence of a stream: by it a viewer tells a quiet run from a broken connection."""
@@ -40,7 +41,8 @@ class Feed:
         self._directory, self._about = directory, about
         self._name = secrets.token_hex(4)
         self._viewers: Counter[str] = Counter()
-        self._changes = _Changes(directory)
+        self._paced = PacedFiles(directory)
+        self._changes = _Changes(self._paced)
         self._reading: dict[Hashable, asyncio.Task[Piece]] = {}
         """Reads that go on, each for all viewers who are at the same place."""
 
@@ -91,7 +93,7 @@ class Feed:
 
     def _next(self, place: Place | None, last_event_id: str) -> Piece:
         """Return the next events, from the beginning if the files have been replaced."""
-        found = record_files.states(self._directory)
+        found = self._paced.states()
         generation = record_files.generation_of(found, self._name)
         begin = b""
         if place is None or place.generation != generation:
@@ -109,8 +111,8 @@ class Feed:
 class _Changes:
     """Thread that looks for changes of the files while there are viewers, and wakes them."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, files: PacedFiles) -> None:
+        self._files = files
         self._changed: asyncio.Event | None = None
         self._resting: threading.Event | None = None
         self.count = 0
@@ -136,7 +138,7 @@ class _Changes:
         seen: object = None  # who watches has begun to read before: the first look wakes it
         while not resting.is_set():
             time.sleep(_LOOK_SECONDS)
-            found = record_files.states(self._directory)
+            found = self._files.states()
             if found != seen:
                 seen = found
                 try:

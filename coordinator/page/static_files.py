@@ -1,4 +1,7 @@
-"""Static files of the page. They come with the package, hold nothing of a run, and load nothing from elsewhere."""
+"""Static files of the page. They come with the package, hold nothing of a run, and load nothing from elsewhere.
+
+They are kept as they are read by people, and sent without the indentation and comments; lines keep their numbers.
+"""
 
 from importlib.resources import files
 from typing import Final
@@ -33,5 +36,17 @@ def static_routes() -> Routes:
         kind = _TYPES.get(file.name.rpartition(".")[2])
         if kind is not None:
             path = "/" if file.name == "index.html" else f"/page/{file.name}"
-            found[path] = fixed(Answer(file.read_bytes(), kind, headers=HEADERS))
+            found[path] = fixed(Answer(as_sent(file.name, file.read_bytes()), kind, headers=HEADERS))
     return dict(sorted(found.items()))
+
+
+def as_sent(name: str, data: bytes) -> bytes:
+    """Return a file without its indentation, and without lines that are all comment; others' files stay as they are."""
+    if name.startswith("uPlot") or not name.endswith((".js", ".css")):
+        return data
+    lines, in_comment = [], False
+    for line in map(bytes.strip, data.split(b"\n")):
+        in_comment = in_comment or line.startswith(b"/*")
+        lines.append(b"" if in_comment or line.startswith(b"//") else line)
+        in_comment = in_comment and not line.endswith(b"*/")
+    return b"\n".join(lines)

@@ -102,11 +102,12 @@ def serve() -> Iterator[Serve]:
             tokens: Mapping[Role, str] | None = None,
             more: Routes | None = None,
             beside: Path | None = None,
+            listen: str = "127.0.0.1:0",
             **about: object,
         ) -> HttpServer:
             sources = {role: TokenSource([token]) for role, token in (tokens or {}).items()}
             told = partial(about_directory, directory) if not about else lambda: {"name": directory.name, **about}
-            server = HttpServer("127.0.0.1:0", {**page_routes(directory, sources, told, beside=beside), **(more or {})})
+            server = HttpServer(listen, {**page_routes(directory, sources, told, beside=beside), **(more or {})})
             stack.callback(server.close)
             return server
 
