@@ -9,7 +9,7 @@ summary.json        the results so far
 checkpoints/        what a run needs to go on, see `hypergpu.coordinator.checkpoints` and `round_log`
 model.safetensors   the model at the end of the run, or where it was suspended
 best.safetensors    the model of the round that evaluated best
-outlets/            what TensorBoard and the like have been told, and tensorboard/ itself
+outlets/            what TensorBoard and the like have been told, beside their own tensorboard/ and wandb/
 earlier/1/          the same of the run that was here before, if another was begun in its place
 .lock               held by the process that writes to the run
 """
@@ -40,7 +40,7 @@ ROUNDS = "rounds.jsonl"
 EVENTS = "events.jsonl"
 _LINE_FILES = (ROUNDS, EVENTS, ledger_files.LEAVES, ledger_files.CHECKPOINTS)
 _OWN = (*_LINE_FILES, ledger_files.KEY, "config.yaml", "nodes.json", "summary.json", LAST_MODEL, BEST_MODEL)
-_MADE_OF_IT = ("report.html", "simulated", "outlets", "tensorboard")
+_MADE_OF_IT = ("report.html", "simulated", "outlets", "tensorboard", "wandb")
 """Files that `hypergpu` derives from a run and writes beside it."""
 _LARGEST_COUNT = 1 << 63
 """Bound of a counter that was read from a file."""

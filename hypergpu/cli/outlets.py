@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hypergpu.common.config import OutletsConfig
+from hypergpu.common.config.loading import parse
 from hypergpu.common.errors import HyperGPUError, InvalidInput, StorageError
 from hypergpu.common.extras import require_extra
 from hypergpu.common.latest import find_run
@@ -20,6 +22,8 @@ def outlets(
     tensorboard: Annotated[
         str, typer.Option(metavar="DIR|true", help="TensorBoard: directory of runs, or true for one in RUN_DIR.")
     ] = "",
+    mlflow: Annotated[str, typer.Option(metavar="URI", help="MLflow: tracking URI, such as sqlite:///mlflow.db.")] = "",
+    wandb: Annotated[str, typer.Option(metavar="offline|online", help="Weights & Biases, online or in RUN_DIR.")] = "",
 ) -> None:
     """Deliver a run to other programs that show it: one that has ended, a simulated one, or the rest of one.
 
@@ -27,7 +31,8 @@ def outlets(
 
     Example: hypergpu outlets runs/first --tensorboard runs/tensorboard
     """
-    chosen = {name: target for name, target in {"tensorboard": tensorboard}.items() if target}
+    targets = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb}
+    chosen = parse(OutletsConfig, targets, "outlets").chosen
     found = find_run(run_dir)
     if not chosen:
         raise InvalidInput("choose an outlet, such as --tensorboard DIR")

@@ -15,7 +15,9 @@ _EXTRA_OF: Final = {
     "datasets": "hf",
     "pynvml": "gpu",
     "Crypto": "chain",
+    "mlflow": "mlflow",
     "tensorboard": "tensorboard",
+    "wandb": "wandb",
 }
 
 

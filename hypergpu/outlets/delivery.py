@@ -24,7 +24,9 @@ PLACES: Final = "outlets"
 _PLACE: Final = "place.json"
 _LARGEST_PLACE_BYTES: Final = 1 << 16
 _CLASSES: Final = {
+    "mlflow": "MlflowOutlet",
     "tensorboard": "TensorBoardOutlet",
+    "wandb": "WandbOutlet",
 }
 
 

@@ -33,6 +33,7 @@ NOT_RUN = {
     "hypergpu tune flaky-minority --budget 40": LONG,
     "hypergpu demo --open": "opens a browser: tests/coordinator/page runs it without",
     "hypergpu demo --set outlets.tensorboard=true": "takes minutes: test_outlets.py runs a shorter one",
+    "hypergpu outlets runs/first --mlflow sqlite:///mlflow.db --wandb offline": "tests/hypergpu/outlets",
     "hypergpu view runs/first --open": "opens a browser, and serves until it is interrupted",
     "hypergpu view runs/first --beside runs/fixed": "needs a second run, and serves until it is interrupted",
     "make docs": "installs what it needs; .ci/run builds the site",

@@ -11,12 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 BLOCKED = ("torch", "safetensors", "sklearn", "mlxtend", "torchvision", "datasets", "pynvml", "scipy", "pandas")
+OUTLETS = ("tensorboard", "mlflow", "wandb")
 PROGRAM = f"""
 import sys
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {BLOCKED!r}:
+        if name.partition(".")[0] in {(*BLOCKED, *OUTLETS)!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Missing())
@@ -71,3 +72,11 @@ def test_the_doctor_says_what_to_install(tmp_path: Path) -> None:
     done = run(CLI, tmp_path, "doctor")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("setting", ["tensorboard=true", "mlflow=sqlite:///store", "wandb=offline"])
+def test_an_outlet_whose_extra_is_missing_ends_the_coordinator_at_its_start(tmp_path: Path, setting: str) -> None:
+    done = run(CLI, tmp_path, "coordinator", "--insecure", "--out=run", f"--set=outlets.{setting}")
+    assert done.returncode == 2
+    assert f"pip install 'hypergpu[{setting.partition('=')[0]}]'" in done.stderr
+    assert not (tmp_path / "run").exists()
