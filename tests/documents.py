@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (
     "README.md",
+    "docs/contribution.md",
     "docs/ledger.md",
     "docs/live-page.md",
     "docs/models.md",

@@ -66,7 +66,7 @@ def compare(
     jobs: Jobs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare policies with fixed settings: reach, time to the target, final metric, bytes and confidence intervals.
+    """Compare policies with fixed settings: reach, time to the target, final metric, bytes, confidence intervals.
 
     Figures and verdicts are against the first baseline; those against the others follow the table. A candidate that
     reaches the target less often or ends worse counts as worse, however fast it is.

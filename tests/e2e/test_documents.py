@@ -36,6 +36,14 @@ NOT_RUN = {
     "hypergpu outlets runs/first --mlflow sqlite:///mlflow.db --wandb offline": "tests/hypergpu/outlets",
     "hypergpu view runs/first --open": "opens a browser, and serves until it is interrupted",
     "hypergpu view runs/first --beside runs/fixed": "needs a second run, and serves until it is interrupted",
+    "hypergpu fit digits --rounds 60": LONG,
+    "hypergpu rewards runs/first --addresses nodes.csv --amount 1000000 --rounds 1-100 --out epoch.json": (
+        "needs 100 rounds and addresses: tests/hypergpu/rewards"
+    ),
+    "hypergpu trace record train.example.org:50051 --out path.csv": f"{NEEDS_OTHERS}: test_trace.py",
+    "hypergpu trace import ATT-LTE-driving.up --down ATT-LTE-driving.down --out lte.csv": (
+        "needs files that are not ours to ship: test_trace.py"
+    ),
     "make docs": "installs what it needs; .ci/run builds the site",
     "make up N=8": CONTAINERS,
     "make scale N=3": CONTAINERS,
