@@ -311,7 +311,9 @@ def root(
 ) -> None:
     """Handle the options of the application itself."""
     if show_version:
-        typer.echo(f"hypergpu {version('hypergpu')}")
+        from hypergpu.console import say  # noqa: PLC0415  (help needs none)
+
+        say(f"hypergpu {version('hypergpu')}")
         raise typer.Exit
     if context.invoked_subcommand is None:
         raise typer.BadParameter("missing command; `hypergpu --help` lists them")

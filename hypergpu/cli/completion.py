@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from typer.completion import get_completion_script  # type: ignore[attr-defined]  # as in its own `--show-completion`
 
+from hypergpu.console import say
+
 
 class Shell(StrEnum):
     """Shell that can complete commands."""
@@ -23,4 +25,4 @@ def completion(shell: Annotated[Shell, typer.Argument(help="Shell that reads the
 
     Example: hypergpu completion bash
     """
-    typer.echo(get_completion_script(prog_name="hypergpu", complete_var="_HYPERGPU_COMPLETE", shell=shell))
+    say(get_completion_script(prog_name="hypergpu", complete_var="_HYPERGPU_COMPLETE", shell=shell))

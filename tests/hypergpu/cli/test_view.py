@@ -10,6 +10,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.hypergpu.conftest import Cli
+from tests.patience import patience
 
 
 def test_it_prints_an_address_with_a_token_and_serves_until_a_signal(tmp_path: Path) -> None:
@@ -23,12 +24,12 @@ def test_it_prints_an_address_with_a_token_and_serves_until_a_signal(tmp_path: P
         token = address.fragment.removeprefix("token=")
         assert len(token) > 20
         request = Request(f"http://{address.netloc}/events", headers={"Authorization": f"Bearer {token}"})
-        with urlopen(request, timeout=10) as reply:
+        with urlopen(request, timeout=patience(10)) as reply:
             assert reply.readline() == b"event: begin\n"
             about = json.loads(reply.readline().removeprefix(b"data: "))
         assert (about["name"], about["live"]) == (tmp_path.name, False)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(patience(10)) == 0
 
 
 @pytest.mark.parametrize("exists", [True, False])
