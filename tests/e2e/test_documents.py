@@ -15,6 +15,7 @@ import pytest
 
 from hypergpu.cli import main
 from tests.documents import DOCUMENTS, ROOT, Command, commands, python_blocks
+from tests.patience import patience
 
 LONG = "takes minutes"
 CONTAINERS = "needs containers: test_containers.py"
@@ -84,7 +85,7 @@ def run(line: str, directory: Path) -> subprocess.CompletedProcess[str]:
         env=environment(directory),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
     )
 
 
@@ -107,7 +108,7 @@ def interrupted(line: str, directory: Path) -> int:
         assert process.stdout is not None
         first = process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=patience(30))
     assert first.strip(), f"{line} printed nothing"
     return process.returncode
 
@@ -140,7 +141,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
             time.sleep(0.2)
         yield tmp_path
         demo.send_signal(signal.SIGINT)
-        assert demo.wait(60) == 0, (tmp_path / "demo.log").read_text()
+        assert demo.wait(patience(60)) == 0, (tmp_path / "demo.log").read_text()
         assert (tmp_path / "runs/first/report.html").is_file()
     finally:
         if demo.poll() is None:
@@ -194,7 +195,7 @@ def test_real_machines_train_with_the_token_and_certificate_that_are_shown(tmp_p
             time.sleep(0.1)
         node = run(f"{shown[1].replace('train.example.org:50051', found[1])} {free}", tmp_path)
         assert node.returncode == 0, node.stderr
-        assert process.wait(60) == 0, log.read_text()
+        assert process.wait(patience(60)) == 0, log.read_text()
     finally:
         if process.poll() is None:
             process.kill()

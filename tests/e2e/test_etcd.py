@@ -14,6 +14,7 @@ import pytest
 
 from hypergpu.protos import netsim_pb2, netsim_pb2_grpc
 from tests.e2e.test_proxy import proxy
+from tests.patience import patience
 
 ETCD, ETCDCTL = shutil.which("etcd"), shutil.which("etcdctl")
 
@@ -46,7 +47,13 @@ def ctl(address: str, *arguments: str, text: str = "", within: float = 0.0) -> s
     while True:
         command = [str(ETCDCTL), f"--endpoints={address}", *arguments]
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=60, env={"ETCDCTL_API": "3"}, check=False
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=patience(60),
+            env={"ETCDCTL_API": "3"},
+            check=False,
         )
         if done.returncode == 0 or time.monotonic() > until:
             assert done.returncode == 0, done.stderr
