@@ -71,6 +71,7 @@ from hypergpu.coordinator.spill import MemoryFirst, spilled_buffer
 from hypergpu.coordinator.storage import Storage
 from hypergpu.coordinator.training import TrainingService
 from hypergpu.coordinator.uploads import Disk, Uploads
+from hypergpu.coordinator.what_if import WhatIfs
 from hypergpu.protos import coordinator_pb2, coordinator_pb2_grpc
 from hypergpu.tasks import Task, build, with_local_optimizer, with_main_metric
 from hypergpu.tasks.identity import identity_of as task_identity_of
@@ -154,6 +155,7 @@ class _Users:
     control: ControlService
     budgets: NodeBudgets
     refusals: Refusals
+    what_ifs: WhatIfs
 
 
 class Coordinator:
@@ -315,8 +317,7 @@ class Coordinator:
             users = self._users()
             server = await self._server(users)
             address = bind(server, self.config.server.listen, self._options.tls)
-            http = HttpServer(self.config.server.http_listen, self._routes(users))
-            stack.callback(http.close)
+            http = self._http(users, stack)
             await self._begin()  # only after everything that can fail
             health = self.engine.health
             health.start_monitoring()
@@ -430,7 +431,8 @@ class Coordinator:
 
     def _users(self) -> _Users:
         control = ControlService(self.engine, self.orchestrator, self.links)
-        return _Users(control, NodeBudgets(self.config.server.heartbeat_seconds), Refusals(self.registry))
+        budgets, refusals = NodeBudgets(self.config.server.heartbeat_seconds), Refusals(self.registry)
+        return _Users(control, budgets, refusals, WhatIfs(self.run_dir.path))
 
     async def _server(self, users: _Users) -> grpc.aio.Server:
         config, tls, leases = self.config.server, self._options.tls, self.engine.session.leases
@@ -458,10 +460,17 @@ class Coordinator:
         while self.engine.machine.members.connected and loop.time() < until:  # noqa: ASYNC110  (a short wait, once)
             await asyncio.sleep(0.05)
 
+    def _http(self, users: _Users, stack: AsyncExitStack) -> HttpServer:
+        """Begin to serve HTTP, until the stack closes."""
+        http = HttpServer(self.config.server.http_listen, self._routes(users))
+        stack.callback(http.close)
+        stack.push_async_callback(users.what_ifs.close)
+        return http
+
     def _routes(self, users: _Users) -> Routes:
         own = {"/metrics": metrics_route(self.registry), "/healthz": self._health, "/sd": self._targets}
         tokens, count = self._options.tokens, users.refusals.count
-        steering = Steering(users.control, tokens, users.budgets, count)
+        steering = Steering(users.control, users.what_ifs, tokens, users.budgets, count)
         return {**own, **page_routes(self.run_dir.path, tokens, self._about, count), **steering.routes()}
 
     def _about(self) -> Mapping[str, Any]:

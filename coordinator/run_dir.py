@@ -6,6 +6,7 @@ events.jsonl        one line for each event and decision
 ledger.jsonl        decisions, receipts and rounds as leaves of a Merkle log, with ledger.checkpoints and ledger.vkey
 nodes.json          the state of every node
 summary.json        the results so far
+what_if.json        the latest what-if of the live page
 checkpoints/        what a run needs to go on, see `hypergpu.coordinator.checkpoints` and `round_log`
 model.safetensors   the model at the end of the run, or where it was suspended
 best.safetensors    the model of the round that evaluated best
@@ -38,9 +39,10 @@ LAST_MODEL = "model.safetensors"
 BEST_MODEL = "best.safetensors"
 ROUNDS = "rounds.jsonl"
 EVENTS = "events.jsonl"
+WHAT_IF = "what_if.json"
 _LINE_FILES = (ROUNDS, EVENTS, ledger_files.LEAVES, ledger_files.CHECKPOINTS)
 _OWN = (*_LINE_FILES, ledger_files.KEY, "config.yaml", "nodes.json", "summary.json", LAST_MODEL, BEST_MODEL)
-_MADE_OF_IT = ("report.html", "simulated", "outlets", "tensorboard", "wandb")
+_MADE_OF_IT = (WHAT_IF, "report.html", "simulated", "outlets", "tensorboard", "wandb")
 """Files that `hypergpu` derives from a run and writes beside it."""
 _LARGEST_COUNT = 1 << 63
 """Bound of a counter that was read from a file."""

@@ -11,11 +11,11 @@ from typing import Final, NamedTuple
 
 from hypergpu.common.files import state_of
 from hypergpu.common.strict_json import MAX_LINE_BYTES
-from hypergpu.coordinator.run_dir import EVENTS, ROUNDS
+from hypergpu.coordinator.run_dir import EVENTS, ROUNDS, WHAT_IF
 
 LINES: Final = {"event": EVENTS, "round": ROUNDS}
 """Files of lines, by the type of event that a line is sent as. They are only appended to, or replaced."""
-WHOLE: Final = {"summary": "summary.json", "nodes": "nodes.json"}
+WHOLE: Final = {"summary": "summary.json", "nodes": "nodes.json", "what_if": WHAT_IF}
 """Files that are sent whole when they have changed."""
 _PIECE_BYTES: Final = 256 << 10
 _MAX_WHOLE_BYTES: Final = 16 << 20
@@ -92,7 +92,8 @@ def faults(directory: Path, place: Place, *, is_written: bool) -> list[str]:
     found = [f"{name} is missing." for name in LINES.values() if not (directory / name).is_file()]
     if is_written:
         return found
-    found += [f"{name} is missing." for name in WHOLE.values() if not (directory / name).is_file()]
+    expected = [name for name in WHOLE.values() if name != WHAT_IF]
+    found += [f"{name} is missing." for name in expected if not (directory / name).is_file()]
     sizes = zip(LINES.values(), states(directory), place.bytes, strict=False)
     cut = [name for name, state, read in sizes if state is not None and state[2] > read]
     return [*found, *(f"The last line of {name} is cut short and is left out." for name in cut)]

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from google.protobuf import json_format
 
+from hypergpu.common import strict_json
 from hypergpu.common.call_budgets import CallBudgets
 from hypergpu.common.errors import HyperGPUError, InvalidInput, PermissionDenied, Unavailable
 from hypergpu.common.http import Action, Answer, Request, Routes
@@ -14,6 +15,7 @@ from hypergpu.common.roles import Role, require_role
 from hypergpu.common.token import TokenSource
 from hypergpu.coordinator.control import ControlService
 from hypergpu.coordinator.page.routes import CONTROL, OnRefused, refusal, shown_token
+from hypergpu.coordinator.what_if import WhatIfs
 from hypergpu.protos import coordinator_pb2 as pb
 
 _REQUESTS: Final[Mapping[str, Callable[[], Any]]] = {
@@ -23,6 +25,8 @@ _REQUESTS: Final[Mapping[str, Callable[[], Any]]] = {
     "SetPolicy": pb.SetPolicyRequest,
 }
 """Methods of the control service that the page calls, and their messages, which it sends as JSON."""
+_WHAT_IF: Final = "WhatIf"
+"""Call beside those of the control service: it changes nothing, and costs CPU. `SetPolicy` has its roles."""
 _PATIENCE_SECONDS: Final = 10.0
 
 
@@ -33,6 +37,7 @@ class Steering:
 
     Args:
         control: the service.
+        what_ifs: what-ifs of the run.
         tokens: tokens of each role.
         budgets: budgets of callers, shared with gRPC.
         on_refused: told of refused calls.
@@ -41,37 +46,50 @@ class Steering:
     def __init__(
         self,
         control: ControlService,
+        what_ifs: WhatIfs,
         tokens: Mapping[Role, TokenSource],
         budgets: CallBudgets,
         on_refused: OnRefused = lambda _: None,
     ) -> None:
-        self._control, self._tokens, self._budgets, self._on_refused = control, tokens, budgets, on_refused
+        self._control, self._what_ifs = control, what_ifs
+        self._tokens, self._budgets, self._on_refused = tokens, budgets, on_refused
         self._loop = asyncio.get_running_loop()
 
     def routes(self) -> Routes:
         """Return a route for each method."""
-        return {f"/control/{method}": Action(partial(self._act, method)) for method in _REQUESTS}
+        return {f"/control/{method}": Action(partial(self._act, method)) for method in (*_REQUESTS, _WHAT_IF)}
 
     def _act(self, method: str, request: Request) -> Answer:
         """Answer a request, on a thread of the HTTP server."""
         try:
             if not self._tokens.get(Role.OPERATOR):
                 raise PermissionDenied("the page steers only where the coordinator has an operator token")
-            require_role(self._tokens, f"{CONTROL}{method}", shown_token(request))
-            message = _parsed(method, request.body)
-            asked = asyncio.run_coroutine_threadsafe(self._call(method, message, request.address), self._loop)
+            role_of = "SetPolicy" if method == _WHAT_IF else method
+            require_role(self._tokens, f"{CONTROL}{role_of}", shown_token(request))
+            call = self._what_if(request) if method == _WHAT_IF else self._call(method, request)
+            asked = asyncio.run_coroutine_threadsafe(call, self._loop)
             asked.result(_PATIENCE_SECONDS)
         except TimeoutError:
             return refusal(Unavailable(f"the coordinator has not answered for {_PATIENCE_SECONDS:g} s"))
         except HyperGPUError as error:
             self._on_refused(error)
             return refusal(error)
-        return Answer(b"done\n")
+        return Answer(b"begun; the answer takes some seconds\n" if method == _WHAT_IF else b"done\n")
 
-    async def _call(self, method: str, message: Any, address: str) -> None:
+    async def _call(self, method: str, request: Request) -> None:
         """Call a method, on the loop of the coordinator."""
-        self._budgets.user(address, controls=True)
+        message = _parsed(method, request.body)
+        self._budgets.user(request.address, controls=True)
         await getattr(self._control, method)(message, None)
+
+    async def _what_if(self, request: Request) -> None:
+        """Begin a what-if, on the loop of the coordinator."""
+        self._budgets.user(request.address, controls=True)
+        try:
+            asked = strict_json.parse_object(request.body or b"{}")
+        except ValueError as error:
+            raise InvalidInput(f"the body is no object in JSON: {str(error)[:200]}") from error
+        self._what_ifs.begin(asked.get("policy"), asked.get("round", 0))
 
 
 def _parsed(method: str, body: bytes) -> Any:

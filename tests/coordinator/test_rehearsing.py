@@ -98,9 +98,9 @@ async def test_a_run_without_files_is_a_fault(asked: Asked, tmp_path: Path) -> N
 async def test_the_process_ends_at_once_when_it_is_stopped(asked: Asked) -> None:
     process = asked.process()
     running = asyncio.create_task(process.run(asked.request))
-    while process._child is None:  # noqa: ASYNC110  (a short wait, once)
+    while process.program.child is None:  # noqa: ASYNC110  (a short wait, once)
         await asyncio.sleep(0.01)
-    child = process._child
+    child = process.program.child
     process.stop()
     assert (await running).fault
     assert child.returncode == -signal.SIGKILL
@@ -125,7 +125,7 @@ async def test_a_stop_while_the_process_is_started_ends_it_too(asked: Asked) -> 
 async def test_the_next_rehearsal_ends_the_one_before(asked: Asked) -> None:
     process, again = asked.process(), replace(asked.request, number=asked.request.number + 1)
     first = asyncio.create_task(process.run(asked.request))
-    while process._child is None:  # noqa: ASYNC110  (a short wait, once)
+    while process.program.child is None:  # noqa: ASYNC110  (a short wait, once)
         await asyncio.sleep(0.01)
     with capture_logs():
         second = await process.run(again)

@@ -41,6 +41,9 @@ def test_a_viewer_watches_and_an_operator_steers(cluster: Cluster) -> None:
     assert status_of(ask(page, "/control/SetPolicy", "operator", {"policy": "fastest"})) == 400
     assert status_of(ask(page, "/control/SetNodeRule", "operator", {"nodeId": "x", "rule": "EXCLUDE"})) == 400
     assert status_of(ask(page, "/control/SetPolicy", "operator", {"policy": "none"})) == 200
+    assert status_of(ask(page, "/control/WhatIf", "viewer", {"policy": "none"})) == 403
+    assert status_of(ask(page, "/control/WhatIf", "operator", {"policy": "fastest"})) == 400
+    assert status_of(ask(page, "/control/WhatIf", "operator", {"policy": "none"})) == 200
     assert status_of(ask(page, "/control/Pause", "operator", {})) == 200
     with urlopen(ask(page, "/events", "viewer"), timeout=20) as stream:
         seen: list[str] = []
@@ -55,8 +58,13 @@ def test_a_viewer_watches_and_an_operator_steers(cluster: Cluster) -> None:
         read_to("event: caught_up")
         assert status_of(ask(page, "/control/Resume", "operator", {})) == 200
         read_to('"kind":"resumed"')
+        # Another process has answered, and every viewer is told: there is no round to fork yet.
+        if not any("event: what_if" in line for line in seen):
+            read_to("event: what_if")
+        seen.append(stream.readline().decode())
+        assert any("no round was finished" in line for line in seen), seen[-1]
     with urlopen(f"http://{page}/metrics", timeout=10) as reply:
         refused = re.search(rb'hypergpu_calls_refused_total{error="PermissionDenied"} (\d)', reply.read())
-    assert refused is not None and refused[1] == b"2"
+    assert refused is not None and refused[1] == b"3"
     coordinator.kill()
     until(lambda: coordinator.returncode is not None, "its end")

@@ -16,7 +16,7 @@ export class Charts {
   constructor(parent, onTime) {
     this.onTime = onTime;
     this.marker = null;
-    this.ghost = null;
+    this.ghosts = []; // other courses: {name, colour, rounds, begin}; without a begin, on the clock of this run
     this.charts = KINDS.map((kind) => {
       const caption = element("p", { class: "soft" });
       const title = element("h3", { text: kind.title });
@@ -42,8 +42,8 @@ export class Charts {
       if (kind.key === "metric") chart.title.textContent = title(about.metric.name);
       chart.box.closest("figure").hidden = kind.key === "metric" && about.metric.name === "loss";
       const rows = thinned(rounds.filter((row) => row.t >= from && row.t <= to));
-      const ghosts = thinned(this.ghost?.rounds ?? []);
-      const data = joined(rows, kind.lines.map((line) => (row) => finite(line(row, about))), about.begin, ghosts, this.ghost?.begin);
+      const courses = [{ rounds: rows }, ...this.ghosts.map((ghost) => ({ ...ghost, rounds: thinned(ghost.rounds) }))];
+      const data = joined(courses, kind.lines.map((line) => (row) => finite(line(row, about))), about.begin);
       this.#draw(chart, data, show, [from - about.begin, to - about.begin]);
       this.#caption(chart, data, show);
     }
@@ -58,8 +58,10 @@ export class Charts {
 
   #draw(chart, data, show, [from, to]) {
     const { box, kind } = chart;
-    if (chart.plot === null || chart.plot.series.length !== data.length) {
+    const key = this.ghosts.map(({ name }) => name).join();
+    if (chart.plot === null || chart.key !== key) {
       chart.plot?.destroy();
+      chart.key = key;
       chart.plot = new uPlot(this.#options(kind, show, data.length - 1, box), data, box);
       box.querySelector(".u-legend")?.setAttribute("aria-label", `Lines: ${chart.title.textContent}`);
     } else chart.plot.setData(data, false);
@@ -69,13 +71,13 @@ export class Charts {
   }
 
   #options(kind, show, lines, box) {
-    const stroke = [colours.accent, colours.quarantine], ghost = this.ghost !== null;
+    const stroke = [colours.accent, colours.quarantine];
     const series = Array.from({ length: lines }, (_, n) => {
-      const isGhost = ghost && n >= kind.lines.length;
-      const color = isGhost ? colours.ghost : stroke[n % kind.lines.length];
+      const line = n % kind.lines.length, ghost = this.ghosts[Math.floor(n / kind.lines.length) - 1];
+      const names = [ghost?.name, kind.names?.[line]].filter(Boolean);
       return {
-        label: isGhost ? this.ghost.name : kind.names?.[n] ?? "this run", stroke: color, width: isGhost ? 1.5 : 2,
-        dash: isGhost ? [6, 5] : undefined, spanGaps: true, points: { show: false }, value: (_u, v) => (v === null ? "–" : show(v)),
+        label: names.join(", ") || "this run", stroke: ghost ? colours[ghost.colour] : stroke[line], width: ghost ? 1.5 : 2,
+        dash: ghost ? [6, 5] : undefined, spanGaps: true, points: { show: false }, value: (_u, v) => (v === null ? "–" : show(v)),
       };
     });
     const axis = { stroke: colours.soft, font: `${11 * unit()}px ${FONT}`, grid: { stroke: colours.grid, width: 1 }, ticks: { show: false } };
@@ -118,7 +120,7 @@ export class Charts {
 
 /** Size of a plot in its box, which leaves room for the legend of several lines. */
 function sizeOf(box, series) {
-  return { width: Math.max(120, box.clientWidth), height: Math.max(120, box.clientHeight - (series > 2 ? 34 * unit() : 0)) };
+  return { width: Math.max(120, box.clientWidth), height: Math.max(120, box.clientHeight - 30 * unit() * Math.ceil((series - 2) / 4)) };
 }
 
 function tell(u, box, show) {
@@ -140,11 +142,10 @@ function thinned(rows) {
   return step <= 1 ? rows : rows.filter((_, n) => n % step === 0 || n === rows.length - 1);
 }
 
-/** The rows of a run, and those of a ghost, on one axis of seconds since the first round. */
-function joined(rows, lines, begin, ghosts, ghostBegin) {
-  const mine = [rows.map((row) => row.t - begin), ...lines.map((line) => rows.map(line))];
-  if (!ghosts.length) return mine;
-  const theirs = [ghosts.map((row) => row.t - ghostBegin), ...lines.map((line) => ghosts.map(line))];
-  const [xs, ...ys] = uPlot.join([mine, theirs]);
+/** The rows of several courses on one axis of seconds since the first round. */
+function joined(courses, lines, begin) {
+  const tables = courses.map(({ rounds, begin: own }) => [rounds.map((row) => row.t - (own ?? begin)), ...lines.map((line) => rounds.map(line))]);
+  if (tables.length === 1) return tables[0];
+  const [xs, ...ys] = uPlot.join(tables);
   return [xs, ...ys.map((line) => line.map((value) => value ?? null))];
 }

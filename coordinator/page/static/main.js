@@ -10,6 +10,7 @@ import { offer, steerable } from "./steer.js";
 import { follow, keepToken, takeToken } from "./stream.js";
 import { Table } from "./table.js";
 import { onTheme } from "./theme.js";
+import { WhatIf } from "./whatif.js";
 import { Why } from "./why.js";
 
 const LOAD_MS = 1500; // records of a long run are shown in so large steps while they are read
@@ -35,6 +36,8 @@ class Page {
     this.playing = null;
     this.slowAt = 0;
     this.connection = ["connecting", ""];
+    this.ghosts = []; // other runs that are drawn beside this one
+    this.whatIf = new WhatIf(at("what-if"), () => this.draw(true));
     this.charts = new Charts(at("charts"), (t) => this.goTo(t + this.history.begin));
     this.lanes = new Lanes(at("lanes"), at("tooltip"), at("live"), { why: (event) => this.explain(event, at("lanes")), time: (t) => this.goTo(t) });
     this.map = new Map2D(at("map"), at("map-caption"), at("tooltip"), (id) => this.showNode(id, at("map")));
@@ -61,6 +64,7 @@ class Page {
     else if (kind === "event" || kind === "round") this.take(kind, data);
     else if (kind === "summary") this.summary = this.parsed("summary.json", data) ?? this.summary;
     else if (kind === "nodes") this.takeNodes(this.parsed("nodes.json", data));
+    else if (kind === "what_if") this.whatIf.take(this.parsed("what_if.json", data));
     else if (kind === "note") this.faults.add(data);
     else if (kind === "caught_up") this.caughtUp = true;
     this.soon();
@@ -70,6 +74,7 @@ class Page {
     Object.assign(this, { history: new History(), rows: new Map(), faults: new Set(), unread: {}, waiting: [], caughtUp: false, summary: {} });
     this.story = new Story(this.history);
     this.why.history = this.history;
+    this.whatIf.take(null);
     this.introduce(data);
     this.beganAt = performance.now();
   }
@@ -77,8 +82,8 @@ class Page {
   introduce(data) {
     this.about = this.parsed("about", data) ?? {};
     for (const fault of this.about.faults ?? []) this.faults.add(fault);
-    offer(this.about, this.token);
-    if (this.about.beside && !this.charts.ghost) this.#showBeside();
+    offer(this.about, this.token, () => (this.shownAt === null ? 0 : this.state.round));
+    if (this.about.beside && !this.ghosts.length) this.#showBeside();
   }
 
   /** Draw the rounds of another run beside this one. */
@@ -89,10 +94,10 @@ class Page {
       status() {},
       message: (kind, data) => {
         if (kind === "event" || kind === "round") rows.push(...this.made(kind, data));
-        else if (kind === "caught_up" || this.charts.ghost) {
+        else if (kind === "caught_up" || this.ghosts.length) {
           other.add(rows);
           rows = [];
-          this.charts.ghost = { name, rounds: other.rounds, begin: other.begin };
+          this.ghosts = [{ name, rounds: other.rounds, begin: other.begin, colour: "ghost" }];
           this.soon();
         }
       },
@@ -198,7 +203,9 @@ class Page {
 
   #drawCharts() {
     this.charts.marker = this.shownAt === null ? null : this.shownAt - this.history.begin;
-    this.charts.update(this.history.rounds, { metric: this.metric, begin: this.history.begin }, this.#span());
+    this.charts.ghosts = [...this.ghosts, ...this.whatIf.ghosts];
+    const [from, to] = this.#span(), isWhole = at("window").value === "0";
+    this.charts.update(this.history.rounds, { metric: this.metric, begin: this.history.begin }, [from, isWhole ? Math.max(to, this.whatIf.end) : to]);
   }
 
   #drawLanes() {

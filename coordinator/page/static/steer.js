@@ -6,14 +6,15 @@ import { authorization } from "./stream.js";
 const RULES = { EXCLUDE: "Exclude", INCLUDE: "Always include", AUTOMATIC: "Let the run decide" };
 const at = (id) => document.getElementById(id);
 
-let ownToken = "";
+let ownToken = "", roundNow = () => 0;
 
 /** True if the coordinator lets an operator steer: it names its policies then. */
 export const steerable = (about) => Boolean(about.live && Array.isArray(about.policies) && about.policies.length);
 
-/** Offer what the coordinator permits. */
-export function offer(about, token) {
+/** Offer what the coordinator permits; `round` says which round is shown, 0 for the latest. */
+export function offer(about, token, round) {
   ownToken = token;
+  roundNow = round;
   const policies = steerable(about) ? about.policies : [];
   at("policy").replaceChildren(...policies.map((name) => element("option", { value: name, text: name, selected: name === about.policy })));
 }
@@ -40,6 +41,7 @@ export function rules(node) {
 
 at("steer").addEventListener("click", ({ target }) => {
   const method = target.dataset?.call;
-  if (method) call(method, method === "SetPolicy" ? { policy: at("policy").value } : {});
+  const policy = at("policy").value, messages = { SetPolicy: () => ({ policy }), WhatIf: () => ({ policy, round: roundNow() }) };
+  if (method) call(method, messages[method]?.() ?? {});
 });
 at("steer").querySelector("form").addEventListener("submit", (event) => event.preventDefault());

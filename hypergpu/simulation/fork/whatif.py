@@ -51,7 +51,8 @@ class WhatIf:
     """Time that is looked ahead."""
     correction: float
     """Measured seconds per round over those of the fork as it is, by which all times are multiplied."""
-
+    courses: tuple[Rows, Rows]
+    """Rounds of the first seed as it is and with the other configuration, before the correction."""
     starts_afresh: bool = False
     """True if a policy decides in the other configuration, which knows nothing of the run."""
 
@@ -106,7 +107,7 @@ def what_if(
     now, then = (_prediction(forked, each, seconds, correction) for each in runs)
     ratio = geometric_mean_of([b / max(a, SMALLEST) for a, b in zip(*per_round, strict=True)])
     adapts = config.orchestrator.policy is not AdaptationPolicy.NONE
-    return WhatIf(forked, now, then, ratio, seconds, correction, adapts)
+    return WhatIf(forked, now, then, ratio, seconds, correction, (runs[0][0], runs[1][0]), adapts)
 
 
 def _prediction(forked: Fork, runs: Sequence[Rows], seconds: float, correction: float) -> Prediction:

@@ -277,6 +277,14 @@ def test_values_of_wrong_types_break_nothing(seed: int, browser: Browser, run_di
     for name in ("nodes.json", "summary.json"):
         found = json.loads((run_dir / name).read_text())
         (run_dir / name).write_text(json.dumps([spoiled(row, chance) for row in found] if name[0] == "n" else found))
+    what_if = {
+        "policy": "none",
+        "ratio": {"mean": 1},
+        "unknown": ["x"],
+        "now": [round_of(7, 7.9)],
+        "then": [round_of(7, 8.9)],
+    }
+    (run_dir / "what_if.json").write_text(json.dumps(spoiled(what_if, chance)))
     (run_dir / "config.yaml").write_text("training:\n  rounds: many\n  task: [1]\n")
     browser.show(f"http://{serve(run_dir).address}/")
     browser.until(SHOWN)
@@ -301,7 +309,7 @@ def test_an_operator_steers_from_the_page(browser: Browser, run_dir: Path, serve
         asked.append((request.path, request.headers.get("authorization", ""), json.loads(request.body)))
         return Answer(b"done\n")
 
-    routes = {f"/control/{method}": Action(act) for method in ("Pause", "SetPolicy", "SetNodeRule")}
+    routes = {f"/control/{method}": Action(act) for method in ("Pause", "SetPolicy", "SetNodeRule", "WhatIf")}
     server = serve(run_dir, more=routes, live=True, policy="reactive", policies=["none", "reactive"])
     browser.show(f"http://{server.address}/")
     browser.until(SHOWN)
@@ -311,12 +319,16 @@ def test_an_operator_steers_from_the_page(browser: Browser, run_dir: Path, serve
     browser.value("document.querySelector('#policy').value = 'none'")
     browser.value("document.querySelector('#steer [data-call=SetPolicy]').click()")
     browser.until("document.querySelector('#steered').textContent === 'SetPolicy: done'")
+    browser.value("hypergpu.goTo(3.95)")
+    browser.value("document.querySelector('#steer [data-call=WhatIf]').click()")
+    browser.until("document.querySelector('#steered').textContent === 'WhatIf: done'")
     browser.value(f"hypergpu.showNode({json.dumps(NODES[2])})")
     browser.value("document.querySelector('#why .rules button').click()")
     browser.until("document.querySelector('#steered').textContent === 'SetNodeRule: done'")
     assert asked == [
         ("/control/Pause", "Bearer secret", {}),
         ("/control/SetPolicy", "Bearer secret", {"policy": "none"}),
+        ("/control/WhatIf", "Bearer secret", {"policy": "none", "round": 3}),
         ("/control/SetNodeRule", "Bearer secret", {"nodeId": NODES[2], "rule": "EXCLUDE"}),
     ]
     browser.show(f"http://{serve(run_dir).address}/")  # a run that has ended
@@ -366,6 +378,36 @@ def test_a_page_outlives_its_coordinator(browser: Browser, run_dir: Path, serve:
     assert browser.value("hypergpu.history.events.length") == len(events_of_run())  # none twice
 
 
+def test_a_what_if_is_drawn_as_dashed_lines(browser: Browser, run_dir: Path, serve: Serve) -> None:
+    told = {
+        "policy": "none",
+        "round": 4,
+        "ratio": {"mean": 2.0, "ci_low": 1.5, "ci_high": 2.5},
+        "unknown": ["<b>x</b>"],
+    }
+    ways = {"now": [round_of(5, 5.9), round_of(6, 6.9)], "then": [round_of(5, 6.9), round_of(6, 9.9)]}
+    (run_dir / "what_if.json").write_text(json.dumps(told | ways))
+    browser.show(f"http://{serve(run_dir).address}/")
+    browser.until(SHOWN)
+    browser.until("hypergpu.charts.charts[0].plot?.series.length === 4")
+    series = browser.value(
+        "hypergpu.charts.charts[0].plot.series.slice(1).map(({label, dash}) => [label, Boolean(dash)])"
+    )
+    assert series == [["this run", False], ["what if: as it is", True], ["what if: none", True]]
+    xs, *lines_of = browser.value("[...hypergpu.charts.charts[0].plot.data.map((line) => [...line])]")
+    drawn = {round(x, 6): value for x, value in zip(xs, lines_of[2], strict=True) if value is not None}
+    assert drawn == pytest.approx({5.9: 0.5, 8.9: 0.6})  # on the clock of the run, whose first round began at 1 s
+    assert browser.value("hypergpu.charts.charts[0].plot.scales.x.max") == pytest.approx(8.9)
+    assert text(browser, "#what-if").startswith(
+        "What if the policy were none after round 4? Rehearsed in virtual time, a round takes 2 (1.5 to 2.5) times as "
+        "long. Not known: <b>x</b>."
+    )
+    browser.value("document.querySelector('#what-if button').click()")
+    browser.until("hypergpu.charts.charts[0].plot.series.length === 2")
+    (run_dir / "what_if.json").write_text(json.dumps({"policy": "none", "fault": "it took longer than 120 s"}))
+    browser.until("document.querySelector('#what-if').textContent.includes('No answer: it took longer than 120 s.')")
+
+
 def test_a_token_is_asked_for_and_leaves_the_address(browser: Browser, run_dir: Path, serve: Serve) -> None:
     server = serve(run_dir, TOKENS)
     browser.show(f"http://{server.address}/")
@@ -410,7 +452,7 @@ def test_another_run_is_drawn_beside_it(browser: Browser, run_dir: Path, tmp_pat
     (other / "rounds.jsonl").write_text(lines([round_of(n, 100 + 2.0 * n) for n in range(1, 4)]))
     browser.show(f"http://{serve(run_dir, beside=other).address}/")
     browser.until(SHOWN)
-    browser.until("hypergpu.charts.ghost && hypergpu.charts.charts[0].plot.series.length === 3")
+    browser.until("hypergpu.charts.ghosts.length && hypergpu.charts.charts[0].plot.series.length === 3")
     xs, mine, theirs = browser.value("[...hypergpu.charts.charts[0].plot.data.map((line) => [...line])]")
     drawn = {round(x, 6): value for x, value in zip(xs, theirs, strict=True) if value is not None}
     assert drawn == pytest.approx({0.8: 0.1, 2.8: 0.2, 4.8: 0.3})  # from the beginning of its own first round
