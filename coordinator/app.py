@@ -247,6 +247,7 @@ class Coordinator:
             codecs=self.config.compression.codecs,
             suspicion=self.config.aggregation.suspicion,
             measured_share=self.config.contribution.measured_share,
+            spot_check_share=self.config.contribution.spot_check_share,
             secret=secrets.randbits(63),
         )
         if self._found is not None:

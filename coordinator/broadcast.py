@@ -1,8 +1,10 @@
 """Parameters of the running round in chunks, encoded once for all nodes that receive them in the same form."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
+
+import numpy as np
 
 from hypergpu.common.tensors import chunks
 from hypergpu.common.wire import encode_part
@@ -28,6 +30,8 @@ class Broadcast:
         """Round whose parameters can be sent; 0 = none."""
         self._planner = planner or ModelSendings(1)
         self._parts: dict[Sending, asyncio.Future[list[bytes]]] = {}
+        self._kept: dict[tuple[int, str], asyncio.Future[list[bytes]]] = {}
+        """Parameters of earlier rounds as their nodes received them, by round and codec."""
 
     def begin_round(self, round_number: int) -> None:
         """Send the model's present parameters from now on."""
@@ -39,6 +43,13 @@ class Broadcast:
         """Send nothing until the next round begins."""
         self._round, self._parts = 0, {}
 
+    def keep(self, wanted: Collection[tuple[int, str]]) -> None:
+        """Keep the parameters of these rounds, by codec, and no others; called before the step of the latest."""
+        self._kept = {
+            key: self._kept.get(key) or self._compute("keeping the parameters", self._encode_received, key[1])
+            for key in wanted
+        }
+
     def revert(self) -> None:
         """Note that the model was given up for an earlier one."""
         self._planner.revert()
@@ -47,12 +58,17 @@ class Broadcast:
         """Return whether the parameters of this round are still needed."""
         return self._round == round_number
 
-    def plan(self, codec: str, held: Held) -> Sending:
-        """Return what to send to a node, by what it says that it holds."""
+    def plan(self, codec: str, held: Held, kept: tuple[int, str] | None = None) -> Sending:
+        """Return what to send to a node, by what it says that it holds; or kept parameters, as they are."""
+        if kept is not None:
+            return Sending("none", kept=kept)
         return self._planner.plan(codec, held)
 
     async def parts(self, round_number: int, sending: Sending) -> list[bytes] | None:
-        """Return the encoded chunks of a round's parameters, or None if the round is no longer running."""
+        """Return the encoded chunks of parameters, or None if they are no longer those of the round, or not kept."""
+        if sending.kept is not None:
+            kept = self._kept.get(sending.kept)
+            return None if kept is None else await asyncio.shield(kept)
         if not self.is_current(round_number):
             return None
         parts = self._parts.get(sending)
@@ -62,3 +78,6 @@ class Broadcast:
 
     def _encode(self, sending: Sending) -> list[bytes]:
         return [encode_part(chunk) for chunk in chunks(self._outgoing.payload(sending))]
+
+    def _encode_received(self, codec: str) -> list[bytes]:
+        return [encode_part(chunk) for chunk in chunks(self._outgoing.received(codec).view(np.uint8))]

@@ -69,6 +69,7 @@ def registration(request: pb.RegisterRequest, name: str, peer_host: str, lease: 
         "address": text(request.metrics_address, "metrics_address"),
         "peer": peer_host,
         **({"key": _key(request.key)} if request.key else {}),
+        **({"numerics": text(request.numerics, "numerics")} if request.numerics else {}),
     }
     incarnation = text(request.incarnation, "incarnation")
     identity = identity_from_proto(request.identity) if request.HasField("identity") else None
@@ -108,6 +109,7 @@ def order(assign: ev.WorkAssigned, sending: Sending, engine: Engine, now: float)
         parameters_version=sending.version,
         base_version=sending.base,
         fragments=fragments(assign, sending, engine.model.fragments.count),
+        repeats_round=assign.repeats.round if assign.repeats else 0,
         connections=pb.Connections(down=assign.connections.down, up=assign.connections.up),
         shard=pb.Shard(
             index=assign.shard.index,

@@ -399,6 +399,7 @@ class Engine:
     def _begin_end_of_round(self, closed: ev.CloseRound) -> None:
         self._durability.closed = self._shards_and_counts()
         self.broadcast.end_round()
+        self.broadcast.keep(self.machine.checked_parameters)
         self._background.spawn(f"ending round {closed.round}", self._end_round(closed))
 
     async def _end_round(self, closed: ev.CloseRound) -> None:

@@ -61,6 +61,7 @@ _OUTCOMES = {
     ev.UpdateStatus.DUPLICATE: pb.PushUpdateReply.DUPLICATE,
     ev.UpdateStatus.LATE: pb.PushUpdateReply.LATE,
     ev.UpdateStatus.REFUSED: pb.PushUpdateReply.REFUSED,
+    ev.UpdateStatus.COMPARED: pb.PushUpdateReply.ACCEPTED,
 }
 _DIRECTIVES = {
     Directive.CONTINUE: pb.HeartbeatReply.CONTINUE,
@@ -162,7 +163,7 @@ class TrainingService:
             return
         began, sent_all = self._clock(), False
         connections = assign.connections.down
-        sending = engine.broadcast.plan(assign.codecs.parameters, convert.held(request))
+        sending = engine.broadcast.plan(assign.codecs.parameters, convert.held(request), assign.kept_parameters)
         nbytes = engine.model.payload_format(sending.codec, sending.fragments).payload_bytes
         download = self._downloads.begin(node, (assign.round, assign.attempt), sending, nbytes, connections)
         try:

@@ -226,8 +226,8 @@ class Assignments:
             batch_size=order.batch_size,
             local_steps=order.local_steps,
             local=local,
-            # Neither node nor attempt: the result does not depend on who does the work.
-            key=(order.work.round, shard.index),
+            # Neither node nor attempt: the result does not depend on who does the work, nor on when it is repeated.
+            key=(order.repeats_round or order.work.round, shard.index),
             abandon=abandoned,
         )
         run.optimizer.trained(local, order.work.round, trial=order.trial)

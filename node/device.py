@@ -1,6 +1,8 @@
 """Specs and usage of the real machine."""
 
+import contextlib
 import os
+import platform
 import resource
 import time
 from dataclasses import dataclass
@@ -20,6 +22,10 @@ except ImportError:  # the `gpu` extra; without it the utilisation of a real car
 _PER_CYCLE = {"7.0": 128, "7.5": 128, "8.0": 128, "8.6": 256, "8.9": 256, "9.0": 256, "10.0": 256, "12.0": 256}
 
 
+MOST_NUMERICS = 256
+"""Characters that a coordinator takes of the kind of a machine."""
+
+
 def detect() -> GPUSpecs:
     """Return the specs of this machine's first CUDA card, or else of its CPU."""
     if not torch.cuda.is_available():
@@ -29,6 +35,28 @@ def detect() -> GPUSpecs:
     clock_hz = getattr(properties, "clock_rate", 1_500_000) * 1e3
     tflops = properties.multi_processor_count * _PER_CYCLE.get(capability, 256) * clock_hz / 1e12
     return GPUSpecs(properties.name, properties.total_memory, tflops, capability, simulated=False)
+
+
+def numerics(device: torch.device, precision: str) -> str:
+    """Return what the rounding of a training depends on: nodes with the same text compute the same, or nearly.
+
+    The number of threads is part of it, since sums are added in another order.
+    """
+    if device.type == "cuda":
+        kind = torch.cuda.get_device_name(device)
+    else:
+        kind = f"{_cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    return f"torch {torch.__version__}, {kind}, {precision}"[:MOST_NUMERICS]
+
+
+def _cpu_model() -> str:
+    """Return the model of the CPU, as far as the system tells it."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ class Registration:
             terms=terms_to_proto(self._worker.terms),
             data=data_report_to_proto(data) if data is not None else None,
             step_times=step_times_to_proto(times) if times is not None else None,
+            numerics=self._worker.numerics,
         )
         began = time.monotonic()
         self._reply = await self._client.register(request)

@@ -133,7 +133,8 @@ class Trainer:
         self.model = build(task, seed, self.device)
         self.precision = precision
         cuda = self.device.type == "cuda"
-        self._half = precision == "bfloat16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
+        self.is_half = precision == "bfloat16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
+        """True if it computes in bfloat16."""
         self._fusible: bool | None = None
         self._metric_failed: Callable[[MetricFailed], None] | None = metric_failed
         self._start = torch.empty_like(self.model.values)
@@ -421,7 +422,7 @@ class Trainer:
         return self._fusible
 
     def _autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self._half else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self.is_half else nullcontext()
 
     @contextmanager
     def _trial(self, name: str) -> Iterator[None]:

@@ -24,7 +24,7 @@ from hypergpu.node.core.compute import ComputeModel, Lateness
 from hypergpu.node.core.gpu import GPUSpecs, specs_from
 from hypergpu.node.core.memory import MemoryModel, require_batch_size
 from hypergpu.node.core.metrics_collector import MetricsCollector
-from hypergpu.node.device import detect
+from hypergpu.node.device import detect, numerics
 from hypergpu.node.optimizers import LocalTraining
 from hypergpu.node.step_timing import quick_step_times
 from hypergpu.node.trainer import Step, Trainer, Update
@@ -174,6 +174,12 @@ class Worker:
     def data_report(self) -> DataReport | None:
         """Report about the samples that this node alone holds; None before `prepare`, and if it gives none."""
         return self._prepared.data_report if self._prepared else None
+
+    @property
+    def numerics(self) -> str:
+        """Kind of the machine, by what its rounding depends on; empty before `prepare`."""
+        trainer = self._prepared.trainer if self._prepared else None
+        return numerics(trainer.device, "bfloat16" if trainer.is_half else "float32") if trainer else ""
 
     @property
     def terms(self) -> NodeTerms:

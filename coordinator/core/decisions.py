@@ -35,6 +35,7 @@ class DecisionKind(StrEnum):
     MEMBERSHIP = "membership"
     RULE = "rule"
     REHEARSAL = "rehearsal"
+    SPOT_CHECK = "spot_check"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from hypergpu.report.timeline_data import words
 
 MOST_NODES = 500
 _SECTIONS = ("learning", "timeline", "time", "decisions", "nodes", "settings")
-_UNSHOWN = ("address", "peer", "incarnation")
+_UNSHOWN = ("address", "peer", "incarnation", "numerics")
 
 
 def page(run: Run, against: Against | None = None) -> str:

@@ -19,7 +19,17 @@ TAKING_PART = {
 }
 _KINDS_OF_ROW = {
     "network": ("network", "network_event", "netsim"),
-    "nodes": ("node_joined", "node_ready", "node_left", "node_lost", "no_nodes", "membership", "rule", "reassignment"),
+    "nodes": (
+        "node_joined",
+        "node_ready",
+        "node_left",
+        "node_lost",
+        "no_nodes",
+        "membership",
+        "rule",
+        "reassignment",
+        "spot_check",
+    ),
     "alerts": (
         "alert",
         "rollback",

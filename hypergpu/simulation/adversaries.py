@@ -8,7 +8,7 @@ import numpy as np
 from hypergpu.common.tensors import Flat
 from hypergpu.coordinator.core.rounds.events import WorkAssigned
 from hypergpu.node.trainer import Update
-from hypergpu.simulation.attacks import OTHERS, Aggregate, AttackName, Byzantine, Situation, attack
+from hypergpu.simulation.attacks import LAZY, OTHERS, Aggregate, AttackName, Byzantine, Situation, attack
 
 Work = Callable[[WorkAssigned], Update]
 """Function that does a work unit as an honest node."""
@@ -52,10 +52,13 @@ class Adversaries:
         """Return what a node sends; `work` does a unit honestly."""
         self._done = {key: update for key, update in self._done.items() if key[1] >= order.round - 1}
         self._sent = [each for each in self._sent if each[0] >= order.round]
-        own = self._honest(order, work)
         hostile = self._attacks.get(order.node)
-        if hostile is None or order.round < hostile.from_round:
-            self._sent.append((order.round, own.flat))
+        if hostile is not None and hostile.attack == "lazy" and self._attacks_in(order):
+            return _lazily(order, work)
+        own = self._honest(order, work)
+        if hostile is None or not self._attacks_in(order):
+            if order.repeats is None:
+                self._sent.append((order.round, own.flat))
             return replace(own, flat=own.flat.copy())
         if hostile.attack in OTHERS:
             return replace(own, flat=self._by_itself(hostile.attack, order, own.flat))
@@ -89,8 +92,9 @@ class Adversaries:
         return [self._honest(each, work).flat for each in orders if not self._attacks_in(each)]
 
     def _attacks_in(self, order: WorkAssigned) -> bool:
+        """Return whether a node attacks by an order; one that checks others does it honestly, to stay unnoticed."""
         hostile = self._attacks.get(order.node)
-        return hostile is not None and order.round >= hostile.from_round
+        return hostile is not None and order.repeats is None and order.round >= hostile.from_round
 
     def _honest(self, order: WorkAssigned, work: Work) -> Update:
         """Do a work unit honestly, once."""
@@ -103,3 +107,10 @@ class Adversaries:
     def flips_labels(self, order: WorkAssigned) -> bool:
         """Return whether a node learns wrong labels."""
         return self._attacks_in(order) and self._attacks[order.node].attack == "label_flip"
+
+
+def _lazily(order: WorkAssigned, work: Work) -> Update:
+    """Return the update of a part of each batch, with the samples of all of it."""
+    done = work(replace(order, batch_size=max(1, order.batch_size // LAZY)))
+    steps = tuple(replace(step, samples=order.batch_size) for step in done.steps)
+    return replace(done, flat=done.flat.copy(), steps=steps)

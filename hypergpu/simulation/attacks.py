@@ -33,11 +33,14 @@ AttackName = Literal[
     "noise",
     "drift",
     "label_flip",
+    "lazy",
 ]
 ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
-OTHERS: Final[frozenset[AttackName]] = frozenset({"label_flip", "replay", "echo"})
-"""Attacks that need no update of others: wrong labels, an update of its own that was sent before, and the step of the
-model that the coordinator sent (Lin et al., "Free-riders in federated learning", 2019)."""
+OTHERS: Final[frozenset[AttackName]] = frozenset({"label_flip", "replay", "echo", "lazy"})
+"""Attacks that need no update of others: wrong labels, an update of its own that was sent before, the step of the model
+that the coordinator sent (Lin et al., "Free-riders in federated learning", 2019), and a part of the work."""
+LAZY: Final = 4
+"""Samples of each batch, of which a lazy node computes one and claims all."""
 
 
 class Byzantine(ConfigSection):

@@ -286,7 +286,7 @@ class ConvergenceBackend:
             self._noises = order.round, noises
         return noises[order.shard.index]
 
-    def keep_parameters(self, late: Collection[tuple[int, str]]) -> None:
+    def keep_parameters(self, wanted: Collection[tuple[int, str]]) -> None:
         """Do nothing: a late update leads as far as it weighs, wherever it began."""
 
     def add(self, weight: int, late: tuple[int, int] | None = None) -> None:

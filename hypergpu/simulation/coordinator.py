@@ -309,7 +309,10 @@ class SimulatedCoordinator:
         rpc = self._waiting.pop(work.node, None)
         if rpc is not None and not rpc.over:
             node = self._nodes[work.node]
-            sending = self._learning.sendings.plan(work.codecs.parameters, node.held)
+            kept = work.kept_parameters
+            sending = (
+                Sending("none", kept=kept) if kept else self._learning.sendings.plan(work.codecs.parameters, node.held)
+            )
             node.send_work(work, rpc, sending, self._learning.payload(sending))
 
     def _count_update(self, reply: ev.UpdateReply) -> None:
@@ -321,8 +324,8 @@ class SimulatedCoordinator:
 
     def _close_round(self, closed: ev.CloseRound) -> None:
         self._watch_stragglers()
-        late = self._machine.late_units.values()
-        self._learning.keep_parameters({(each.round, each.unit.codecs.parameters) for each in late})
+        late = {(each.round, each.unit.codecs.parameters) for each in self._machine.late_units.values()}
+        self._learning.keep_parameters(late | self._machine.checked_parameters)
         if not self._learning.step(*closed.step, closed.spoiled_by):
             text = f"skipped the step of round {closed.round}: {self._learning.step_fault}"
             self._recorder.event(ev.RunEvent("step_skipped", closed.round, text), self._time.now)

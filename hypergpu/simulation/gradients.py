@@ -56,11 +56,11 @@ class _Memory:
 
 
 class _Sent:
-    """Parameters as nodes receive them: of the open round, and of the rounds of late units."""
+    """Parameters as nodes receive them: of the open round, and of those that late units and spot checks begin with."""
 
     def __init__(self, model: GlobalModel, config: TrainingConfig) -> None:
         self.planner = sendings_of(config)
-        self.of_late: dict[tuple[int, str], Flat] = {}
+        self.kept: dict[tuple[int, str], Flat] = {}
         """Parameters by round and codec."""
         self._outgoing = OutgoingModel(model)
         self._payloads: dict[Sending, Payload] = {}
@@ -78,14 +78,14 @@ class _Sent:
 
     def received(self, round_number: int, codec: str) -> Flat:
         """Return the parameters that the nodes of a round have after decoding."""
-        kept = self.of_late.get((round_number, codec))
-        return self._outgoing.received(codec) if kept is None else kept
+        values = self.kept.get((round_number, codec))
+        return self._outgoing.received(codec) if values is None else values
 
-    def keep(self, late: Collection[tuple[int, str]]) -> None:
-        """Keep what the nodes of late units received, and nothing else."""
-        kept = {key: values for key, values in self.of_late.items() if key in late}
-        new = {key: self._outgoing.received(key[1]).copy() for key in late if key not in kept}
-        self.of_late = kept | new
+    def keep(self, wanted: Collection[tuple[int, str]]) -> None:
+        """Keep what the nodes of these rounds received, by codec, and nothing else."""
+        kept = {key: values for key, values in self.kept.items() if key in wanted}
+        new = {key: self._outgoing.received(key[1]).copy() for key in wanted if key not in kept}
+        self.kept = kept | new
 
 
 class GradientBackend:
@@ -247,7 +247,7 @@ class GradientBackend:
         return arrived
 
     def _received(self, order: ev.WorkAssigned) -> Flat:
-        return self._sent.received(order.round, order.codecs.parameters)
+        return self._sent.received(*(order.kept_parameters or (order.round, order.codecs.parameters)))
 
     def _update_of(self, order: ev.WorkAssigned) -> Update:
         """Return what a node sends."""
@@ -267,14 +267,14 @@ class GradientBackend:
             self._batches_of(order),
             local_steps=order.local_steps,
             local=local,
-            key=(order.round, order.shard.index),
+            key=(order.drawn_round, order.shard.index),
         )
         kept.trained(local, order.round, trial=order.trial)
         return update
 
-    def keep_parameters(self, late: Collection[tuple[int, str]]) -> None:
-        """Keep what the nodes of late units received."""
-        self._sent.keep(late)
+    def keep_parameters(self, wanted: Collection[tuple[int, str]]) -> None:
+        """Keep what the nodes of these rounds received."""
+        self._sent.keep(wanted)
 
     def add(self, weight: int, late: tuple[int, int] | None = None) -> None:
         """Add the update that was trained last to the mean."""

@@ -177,6 +177,7 @@ def _machine(config: SystemConfig, adaptation: Adaptation, learning: TrainingBac
         codecs=config.compression.codecs,
         suspicion=config.aggregation.suspicion,
         measured_share=config.contribution.measured_share,
+        spot_check_share=config.contribution.spot_check_share,
         secret=config.training.seed,
     )
 

@@ -85,8 +85,8 @@ class TrainingBackend(Protocol):
         """Do a work unit on the current parameters; return the update of a node that computed for so long."""
         ...
 
-    def keep_parameters(self, late: Collection[tuple[int, str]]) -> None:
-        """Keep the parameters of late units, by round and codec, and no others; called before the step of a round."""
+    def keep_parameters(self, wanted: Collection[tuple[int, str]]) -> None:
+        """Keep the parameters of these rounds, by codec, and no others; called before the step of the latest."""
         ...
 
     def add(self, weight: int, late: tuple[int, int] | None = None) -> None:

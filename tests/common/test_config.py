@@ -265,3 +265,28 @@ def test_codecs_need_the_strategy_that_uses_them() -> None:
 
 def test_the_codecs_of_the_settings_are_those_that_exist() -> None:
     assert set(get_args(UpdateCodecName)) == set(CODECS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        ({"training": {"partition": "local"}}, "training.partition iid or dirichlet"),
+        ({"training": {"fragments": 2}}, "training.fragments 1"),
+        ({"training": {"local_state": "kept"}}, "training.local_state reset"),
+        ({"aggregation": {"suspicion": False}}, "aggregation.suspicion true"),
+        (
+            {
+                "training": {"deterministic": True, "quorum": 1.0},
+                "orchestrator": {"policy": "none"},
+                "compression": {"strategy": "none"},
+            },
+            "training.deterministic false",
+        ),
+    ],
+    ids=str,
+)
+def test_spot_checks_need_updates_that_follow_from_their_order_alone(settings: dict[str, Any], needed: str) -> None:
+    assert SystemConfig.model_validate(settings).contribution.spot_check_share == 0.0
+    with pytest.raises(ValueError, match=f"spot_check_share 0.05 needs {needed}:"):
+        SystemConfig.model_validate({**settings, "contribution": {"spot_check_share": 0.05}})
+    assert SystemConfig.model_validate({"contribution": {"spot_check_share": 0.05}})

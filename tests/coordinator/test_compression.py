@@ -1,7 +1,7 @@
 """Updates in the ordered codec over real gRPC: decoded into the mean, or refused with a reason."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import pytest
 
 from hypergpu.common.codecs import PayloadFormat, find_codec
 from hypergpu.common.config import TrainingConfig
-from hypergpu.common.tensors import Flat, Manifest, Payload, TensorSpec, chunks
+from hypergpu.common.tensors import Chunk, Flat, Manifest, Payload, TensorSpec, chunks
+from hypergpu.common.wire import decode_work_part
 from hypergpu.coordinator.broadcast import Broadcast
 from hypergpu.coordinator.core.adaptation.codecs import control as codec_control
 from hypergpu.coordinator.core.model.fragment_sendings import Held, OutgoingModel
@@ -187,6 +188,47 @@ def test_a_node_that_claims_parameters_that_were_never_sent_receives_them_whole(
     broadcast.begin_round(3)
     assert broadcast.plan("int8", Held(2)) == Sending("int8", 3, 2)
     assert broadcast.plan("int8", Held(1)) == Sending("none", 3)
+
+
+@pytest.mark.parametrize("codec", ["none", "int8"])
+async def test_kept_parameters_are_those_that_the_nodes_of_their_round_received(codec: str) -> None:
+    def now(_: str, function: Callable[..., Any], *arguments: object) -> "asyncio.Future[Any]":
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        done.set_result(function(*arguments))
+        return done
+
+    manifest = Manifest((TensorSpec("weight", (len(VALUES),)),))
+    model = GlobalModel(manifest, VALUES.copy(), len(VALUES), TrainingConfig())
+    broadcast = Broadcast(OutgoingModel(model), now)
+    sent: dict[int, Flat] = {}
+    for number in (1, 2, 3):
+        broadcast.begin_round(number)
+        sending = broadcast.plan(codec, Held(number - 1))
+        parts = await broadcast.parts(number, sending)
+        if not sending.base:
+            sent[number] = np.empty_like(VALUES)
+            form(sending.codec).decode(payload_of(parts), sent[number])
+        else:
+            sent[number] = sent[number - 1].copy()
+            form(sending.codec).add_to(payload_of(parts), sent[number])
+        broadcast.end_round()
+        broadcast.keep({(each, codec) for each in (1, number)})
+        model.values[:] += np.float32(0.01) * (number + VALUES)
+    broadcast.begin_round(4)
+    for number in (1, 3):
+        kept = broadcast.plan("int8", Held(3), (number, codec))
+        assert (kept.codec, kept.version, kept.base) == ("none", 0, 0), "nothing leads on from it"
+        values = payload_of(await broadcast.parts(4, kept)).view(np.float32)
+        np.testing.assert_array_equal(values, sent[number])
+    gone = broadcast.plan("int8", Held(3), (2, codec))
+    assert await broadcast.parts(4, gone) is None
+
+
+def payload_of(parts: Sequence[bytes] | None) -> Payload:
+    """Return the payload of encoded chunks."""
+    assert parts is not None
+    found = [decode_work_part(each) for each in parts]
+    return np.frombuffer(b"".join(bytes(each.data) for each in found if isinstance(each, Chunk)), np.uint8)
 
 
 async def test_codecs_by_link_are_ordered_over_the_wire_and_recorded(

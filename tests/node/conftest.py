@@ -53,6 +53,7 @@ class FakeCoordinator:
     returned: list[tuple[str, str]] = field(default_factory=list)
     largest_batches: list[int] = field(default_factory=list)
     step_times: list[pb.StepTimes | None] = field(default_factory=list)
+    numerics: list[str] = field(default_factory=list)
     identities: list[pb.TaskIdentity | None] = field(default_factory=list)
     identity: pb.TaskIdentity | None = None
     left: list[str] = field(default_factory=list)
@@ -124,6 +125,7 @@ class FakeCoordinator:
     async def register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterReply:
         await self._begin("Register", context)
         self.largest_batches.append(request.largest_batch)
+        self.numerics.append(request.numerics)
         self.step_times.append(request.step_times if request.HasField("step_times") else None)
         self.identities.append(request.identity if request.HasField("identity") else None)
         return pb.RegisterReply(

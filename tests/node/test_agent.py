@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -17,10 +18,12 @@ from hypergpu.common.tensors import Manifest
 from hypergpu.common.wire import identity_from_proto, manifest_to_proto, step_times_from_proto
 from hypergpu.node.core.gpu import GPUSpecs
 from hypergpu.node.core.states import State
+from hypergpu.node.device import MOST_NUMERICS
 from hypergpu.node.naming import own_name
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.tasks import FlatModel, Task, build
 from hypergpu.tasks.identity import identity_of
+from tests.node.conftest import TASK
 from tests.patience import patience
 
 MIB = 1 << 20
@@ -87,6 +90,22 @@ async def test_the_update_depends_on_the_work_alone(cluster: Any) -> None:
         torch.rand(5)
         await second.run()
     assert np.array_equal(first.fake.applied[1, 1], second.fake.applied[1, 3])
+
+
+async def test_an_order_of_an_earlier_round_is_repeated_with_its_random_numbers(cluster: Any) -> None:
+    layers = lambda: nn.Sequential(nn.Linear(16, 24_000), nn.Dropout(0.5), nn.Linear(24_000, 10))  # noqa: E731
+    first = order(1)
+
+    async def update_of(wanted: pb.WorkOrder) -> np.ndarray[Any, Any]:
+        async with cluster(wanted) as c:
+            c.worker._task = replace(TASK, model=layers)
+            await c.run()
+            applied: np.ndarray[Any, Any] = c.fake.applied[wanted.work.round, 1]
+            return applied
+
+    expected = await update_of(first)
+    assert np.array_equal(await update_of(order(3, shard=first.shard, repeats_round=1, trial=True)), expected)
+    assert not np.array_equal(await update_of(order(3, shard=first.shard)), expected)
 
 
 async def test_a_broken_upload_goes_on_where_it_stopped(cluster: Any) -> None:
@@ -281,6 +300,17 @@ async def test_the_coordinator_learns_the_step_times_as_soon_as_the_model_is_kno
     before, after = c.fake.step_times
     assert before is None
     assert step_times_from_proto(after) == c.worker.step_times
+
+
+async def test_the_coordinator_learns_on_what_kind_of_machine_a_node_computes(cluster: Any) -> None:
+    async with cluster(order(1)) as c:
+        await c.run()
+    before, after = c.fake.numerics
+    assert before == ""
+    assert after == c.worker.numerics
+    assert after.startswith(f"torch {torch.__version__}, ")
+    assert f"{torch.get_num_threads()} threads" in after
+    assert len(after) <= MOST_NUMERICS
 
 
 @pytest.mark.parametrize(

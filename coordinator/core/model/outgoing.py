@@ -28,6 +28,8 @@ class Sending(NamedTuple):
     """Version of the fragment that the node holds then, to which a difference can be added; 0 = none."""
     background: bool = False
     """The node trains while these parameters, and its update, travel."""
+    kept: tuple[int, str] | None = None
+    """Round and codec of earlier parameters, which are sent again; None = the present ones."""
 
 
 class Source(Protocol):

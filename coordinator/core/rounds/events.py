@@ -29,6 +29,8 @@ class UpdateStatus(StrEnum):
     """Not assigned: an unknown node, a later round, or another run."""
     REFUSED = "refused"
     """Its norm is out of bounds: not applied, and nothing more is expected of the node in this round."""
+    COMPARED = "compared"
+    """Computed to check the update of another node: compared, not applied."""
 
 
 class CloseReason(StrEnum):
@@ -284,6 +286,16 @@ class StartRound:
 
 
 @message
+class Repeated:
+    """Earlier order that a work unit repeats, so that its update can be compared."""
+
+    round: int
+    """Round of the order, by which its random numbers are drawn."""
+    codec: str
+    """Codec in which its node received the parameters; the same values are sent again."""
+
+
+@message
 class WorkAssigned:
     """Send this work unit to the node, which waits for it."""
 
@@ -304,6 +316,18 @@ class WorkAssigned:
     connections: Connections = ONE_EACH
     fragment: int | None = None
     """Number of the fragment that the update holds; None = the whole model."""
+    repeats: Repeated | None = None
+    """Order that this one repeats; None = it is work of its round."""
+
+    @property
+    def drawn_round(self) -> int:
+        """Round by which the random numbers of the work are drawn."""
+        return self.round if self.repeats is None else self.repeats.round
+
+    @property
+    def kept_parameters(self) -> tuple[int, str] | None:
+        """Round and codec of the parameters of an earlier round that the work begins with; None = those of now."""
+        return None if self.repeats is None else (self.repeats.round, self.repeats.codec)
 
     @property
     def fragments(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ that open or close a round.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from hypergpu.coordinator.core.rounds.guards import Improvement, ModelGuard
 from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member, Membership
 from hypergpu.coordinator.core.rounds.node_time import count_time
 from hypergpu.coordinator.core.rounds.shards import ShardTable
+from hypergpu.coordinator.core.rounds.spot_checks import SpotChecks
 from hypergpu.coordinator.core.rounds.state import (
     CLOSING,
     IDLE,
@@ -63,6 +64,7 @@ class RoundMachine:
         codecs: codecs of the nodes for which the adaptation chooses none.
         suspicion: nodes whose updates no honest node sends are suspected, and get no work.
         measured_share: share of the updates whose gain on held-out data is measured.
+        spot_check_share: share of the accepted updates that another node computes again.
         secret: key of the draws of these, which nodes must not know.
     """
 
@@ -80,6 +82,7 @@ class RoundMachine:
         codecs: TransferCodecs = NO_CODECS,
         suspicion: bool = True,
         measured_share: float = 0.0,
+        spot_check_share: float = 0.0,
         secret: int = 0,
     ) -> None:
         self.config = config
@@ -95,6 +98,7 @@ class RoundMachine:
             self.deadlines,
             Guards(ModelGuard(first_round - 1), suspicions=suspicions_of(config, enabled=suspicion)),
             Usefulness(not config.data_is_local, measured_share, secret),
+            SpotChecks(spot_check_share, secret),
             codecs,
             late=late.LateUnits(config.staleness_limit, config.rounds),
         )
@@ -180,23 +184,30 @@ class RoundMachine:
         return tuple(reversed(self._effects.latest))
 
     def is_working(self, node: str) -> bool:
-        """Return whether the node holds a work unit whose update is still wanted."""
+        """Return whether the node holds a work unit whose update is still wanted, or a spot check."""
         current = self.round_state.open_round
         unit = current.units.get(node) if current else None
-        return unit is not None and unit.attempt > 0 and not unit.done
+        if unit is None:
+            return node in self.round_state.spot_checks.dealt
+        return unit.attempt > 0 and not unit.done
 
     def wanted_unit(self, node: str, round_number: int) -> WorkUnit | None:
         """Return the work unit of a node in this round, for reading, if its update is wanted."""
         state = self.round_state
         current = state.open_round
+        check = state.spot_checks.wanted(node, round_number)
+        if check is not None:
+            return check
         if current is None or current.number != round_number:
             return state.late.wanted(node, round_number, state.merging_round)
         unit = current.units.get(node)
         return unit if unit is not None and unit.attempt > 0 and not unit.done else None
 
     def is_late(self, node: str, round_number: int) -> bool:
-        """Return whether this round has closed without the node's update, which a later one would count."""
+        """Return whether an update for this closed round is of use: a later one counts it, or it is compared."""
         state = self.round_state
+        if state.spot_checks.wanted(node, round_number) is not None:
+            return True
         return state.late.wanted(node, round_number, state.merging_round) is not None
 
     @property
@@ -207,6 +218,8 @@ class RoundMachine:
     def may_finish(self, node: str, now: float) -> bool:
         """Return whether a straggler may go on with its work: it still counts, or it shows how long the node takes."""
         member, late_unit = self.members.get(node), self.late_units.get(node)
+        if node in self.round_state.spot_checks.dealt:
+            return True
         if self.config.staleness_limit:  # late work shows how long it takes: no other need go on
             return late_unit is not None and self.is_late(node, late_unit.round)
         return member is not None and member.assignment is not None and now < member.assignment.may_finish_until
@@ -223,7 +236,7 @@ class RoundMachine:
         current, member = self.round_state.open_round, self.members.get(node)
         if member is None or round_number < 1 or round_number > self.round_state.round:
             return ev.UpdateStatus.STALE
-        if round_number == member.last_accepted:
+        if round_number == member.last_accepted or self.round_state.spot_checks.is_answered(node, round_number):
             return ev.UpdateStatus.DUPLICATE
         unassigned = current is not None and round_number == current.number and node in current.units
         return ev.UpdateStatus.STALE if unassigned else ev.UpdateStatus.LATE
@@ -251,6 +264,11 @@ class RoundMachine:
     def restore_improvement(self, best: Score, evaluations: int) -> None:
         """Set the best model and the evaluations since, as an earlier process of this run had them."""
         self.round_state.guards.improvement = Improvement(best, evaluations)
+
+    @property
+    def checked_parameters(self) -> Set[tuple[int, str]]:
+        """Parameters that spot checks begin with, by round and codec: of a round that closes, and of earlier ones."""
+        return self.round_state.spot_checks.parameters
 
     @property
     def suspicions(self) -> Suspicions:
@@ -362,6 +380,9 @@ class RoundMachine:
         late_unit = self.late_units.get(event.node)
         if late_unit is not None and late_unit.unit.incarnation != event.incarnation:
             late.drop(self.round_state.late, event.node, WorkReason.NODE_GONE, self._effects)
+        check = self.round_state.spot_checks.dealt.get(event.node)
+        if check is not None and check.unit.incarnation != event.incarnation:
+            self.round_state.spot_checks.give_up(event.node, self._effects)
         if new:
             opening.reevaluate(self.round_state.opening)
             text = f"{event.node} joined ({len(self.members.connected)} connected)"
@@ -387,6 +408,8 @@ class RoundMachine:
             self._effects.record("node_ready", text, node=event.node)
         opening.straggler_returned(state, member, self.config.quorum)
         late.drop(state.late, event.node, WorkReason.GIVEN_UP, self._effects)
+        if state.spot_checks.assign(member, self.deadline_at, now, self._effects):
+            return
         if state.open_round is not None:
             if self.suspicions.is_suspended(event.node, state.round):
                 return
@@ -399,6 +422,9 @@ class RoundMachine:
         member, current = self.members.get(event.node), state.open_round
         unit = self.wanted_unit(event.node, event.round)
         self.members.seen(event.node, now)
+        if member is not None and state.spot_checks.wanted(event.node, event.round) is not None:
+            self._take_answer(event, member)
+            return
         is_late = current is None or current.number != event.round
         outlier = None
         if event.norm is not None and unit is not None and member is not None:
@@ -422,11 +448,22 @@ class RoundMachine:
             unit.suspect = not self._note_accepted(event, unit)
             measured = state.usefulness.measures(event.node)
             samples, seconds = dispatch.accept_update(current, event, member, now, effects, measured=measured)
+            state.spot_checks.draw(event.round, member, unit, event)
             self.deadlines.observe(event.node, seconds, event.compute_seconds, unit.samples)
             self.shards.advance(unit.shard, samples)
             closing.shorten_deadline(current, state, self.config, now, effects)
         if current is not None:
             self._close_if_complete(current, now)
+
+    def _take_answer(self, event: ev.UpdateArrived, member: Member) -> None:
+        """Compare an update with the one that it was computed to check; nothing else comes of it."""
+        state = self.round_state
+        opening.straggler_returned(state, member, self.config.quorum)
+        verdict = state.spot_checks.answer(event, self._effects)
+        if verdict is not None and verdict.guilty:
+            connected = self.members.connected
+            accused = self.suspicions.convict(verdict.guilty, verdict.figures, state.round, connected)
+            dispatch.accuse(accused, self._effects)
 
     def _note_accepted(self, event: ev.UpdateArrived, unit: WorkUnit) -> bool:
         """Let an update be compared with the others of the round; return whether it counts."""
@@ -494,6 +531,9 @@ class RoundMachine:
             return
         self.members.seen(event.node, now)
         opening.straggler_returned(state, member, self.config.quorum)
+        if state.spot_checks.wanted(event.node, event.round) is not None:
+            state.spot_checks.give_up(event.node, self._effects)
+            return
         if self.is_assigned(event.node, event.round, event.attempt) and event.node in self.late_units:
             late.drop(state.late, event.node, WorkReason.GIVEN_UP, self._effects)
         current = state.open_round
@@ -623,9 +663,11 @@ class RoundMachine:
             return
         self.round_state.usefulness.begin_round(opened.number, opened.units)
         self._effects.emit(ev.StartRound(opened.number, tuple(opened.units), opened.deadline_at))
-        for node in list(opened.units):
+        for node in [*opened.units, *self.round_state.spot_checks.dealt]:
             member = self.members.connected[node]
-            if member.requesting:
+            if member.requesting and not self.round_state.spot_checks.assign(
+                member, opened.deadline_at, now, self._effects
+            ):
                 dispatch.assign(opened, member, self.adaptation.overrides, now, self._effects)
 
     def _close_if_complete(self, current: Round, now: float) -> None:
@@ -639,6 +681,7 @@ class RoundMachine:
         state = self.round_state
         current, state.open_round = state.open_round, None
         self._effects.emit(self._judged(ending))
+        self.members.stragglers.update(dict.fromkeys(state.spot_checks.close_round(self._effects), False))
         if isinstance(ending, ev.CloseRound):
             if current is not None:
                 state.late.keep(current, self.members)
@@ -709,6 +752,7 @@ class RoundMachine:
             self.deadlines.forget(node)
             late.drop(state.late, node, WorkReason.NODE_GONE, effects)
         connected = len(self.members.connected)
+        state.spot_checks.give_up(node, effects)
         text = f"{node} {connection}: {reason} ({connected} connected)"
         effects.record(f"node_{connection}", text, node=node, reason=reason)
         if not connected and not self.finished:

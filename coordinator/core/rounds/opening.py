@@ -183,6 +183,7 @@ def open_round(
         _retry_later(state, now)
         return None
     probes = _probes(chosen, plan)
+    chosen = _without_checking(state, chosen, plan, probes, effects)
     _deal_shards(state, effects, in_order=config.deterministic)
     busy = [late.unit.shard for late in state.late.units.values()]
     units = _plan_units(state, state.shards.assign(chosen, busy), plan, config, probes)
@@ -199,6 +200,17 @@ def open_round(
     state.open_round.late = state.late.take_merged()
     state.phase = OPEN
     return state.open_round
+
+
+def _without_checking(
+    state: RoundState, chosen: list[str], plan: RoundPlan, probes: Collection[str], effects: EffectBuffer
+) -> list[str]:
+    """Deal the spot checks that wait; return the chosen nodes without those that do one in place of their work."""
+    counts = state.guards.suspicions.counts
+    spared = [node for node in chosen if node not in probes and node not in plan.trials and counts(node)]
+    members = [state.members.connected[node] for node in spared]
+    checking = state.spot_checks.deal(state.round, members, len(chosen), effects)
+    return [node for node in chosen if node not in checking] if checking else chosen
 
 
 def _settings(plan: RoundPlan, config: TrainingConfig, round_number: int, nodes: int) -> RoundSettings:

@@ -39,6 +39,7 @@ from hypergpu.coordinator.core.rounds.guards import Improvement, ModelGuard, Sha
 from hypergpu.coordinator.core.rounds.late import LateUnits
 from hypergpu.coordinator.core.rounds.membership import Membership
 from hypergpu.coordinator.core.rounds.shards import ShardTable
+from hypergpu.coordinator.core.rounds.spot_checks import SpotChecks
 from hypergpu.coordinator.core.rounds.suspicion import Suspicions
 from hypergpu.coordinator.core.rounds.update_norms import NormBound
 from hypergpu.coordinator.core.rounds.usefulness import Usefulness
@@ -232,6 +233,7 @@ class RoundState:
     deadlines: DeadlineEstimator
     guards: Guards
     usefulness: Usefulness = field(default_factory=Usefulness)
+    spot_checks: SpotChecks = field(default_factory=SpotChecks)
     codecs: TransferCodecs = NO_CODECS
     """Codecs of the nodes for which the adaptation chooses none."""
     phase: Phase = IDLE

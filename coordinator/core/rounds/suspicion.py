@@ -81,6 +81,8 @@ class SuspicionReason(StrEnum):
     COPIES = "copies"
     NOT_FINITE = "not_finite"
     REFUSED_NORMS = "refused_norms"
+    NOT_REPRODUCED = "not_reproduced"
+    """Two other nodes have computed its work again, and agree on another result."""
     ON_PROBATION = "on_probation"
     CLEARED = "cleared"
 
@@ -190,8 +192,7 @@ class Suspicions:
         self.discard()
         if not self.enabled:
             return Judgement()
-        self._round, self._found = round_number, []
-        self._may_suspect = len(connected) // 2 - sum(self.is_suspended(node, round_number + 1) for node in connected)
+        self._begin(round_number, connected)
         if len(unusable) <= (len(updates) + len(unusable)) / 3:  # else it is not the nodes
             for node, reason in unusable.items():
                 self._add(node, MOST_PER_ROUND, reason, {})
@@ -200,6 +201,18 @@ class Suspicions:
         for update in updates:
             self._pass(update.node)
         return Judgement(tuple(self._found), tuple(spoiled), self._copied)
+
+    def convict(
+        self, node: str, figures: Figures, round_number: int, connected: Collection[str]
+    ) -> Sequence[Accusation]:
+        """Suspect a node whose work others could not reproduce; return what changes, as in `judge`."""
+        self._begin(round_number, connected)
+        self._suspect(node, _R.NOT_REPRODUCED, figures)
+        return tuple(self._found)
+
+    def _begin(self, round_number: int, connected: Collection[str]) -> None:
+        self._round, self._found = round_number, []
+        self._may_suspect = len(connected) // 2 - sum(self.is_suspended(node, round_number + 1) for node in connected)
 
     def _compare(self, updates: Sequence[_Update]) -> list[str]:
         """Judge updates by the others; return the nodes of those that cannot be used."""

@@ -44,6 +44,13 @@ def _no_node_waits_for_work_that_it_has(state: RoundState) -> bool:
     return not any((unit := units.get(node)) is not None and unit.live and not unit.done for node in waiting)
 
 
+def _checks_are_the_only_work_of_their_nodes(state: RoundState) -> bool:
+    dealt, units = state.spot_checks.dealt, state.open_round.units if state.open_round else {}
+    return dealt.keys() <= state.members.connected.keys() and not dealt.keys() & (
+        units.keys() | state.late.units.keys()
+    )
+
+
 def _samples_are_within_what_was_assigned(current: Round) -> bool:
     assigned = {unit.node: unit.samples for unit in current.units.values()}
     return all(0 <= each.samples <= assigned[each.node] for each in current.contributions)
@@ -83,6 +90,10 @@ INVARIANTS: Final[Mapping[str, Check]] = {
     "a late unit is of an earlier round, not too stale, and the only work of its node": _late_units_may_count,
     "late units are outstanding, and were assigned": lambda s: all(
         each.unit.live and not each.unit.done and each.unit.attempt > 0 for each in s.late.units.values()
+    ),
+    "a spot check is the only work of its node, which is connected": _checks_are_the_only_work_of_their_nodes,
+    "a spot check that no node has begun is of the open round": lambda s: all(
+        each.unit.attempt or (s.phase is OPEN and each.round == s.round) for each in s.spot_checks.dealt.values()
     ),
     "late updates wait only while no round is open": lambda s: s.phase is not OPEN or not s.late.merged,
     "no node has contributed to a later round": lambda s: all(m.last_accepted <= s.round for m in s.members),

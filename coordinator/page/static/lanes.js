@@ -9,7 +9,8 @@ const MOST_LANES = 24, FEW_LANES = 8;
 
 export const CATEGORIES = {
   network: ["network", "network_event", "netsim"],
-  nodes: ["node_joined", "node_ready", "node_left", "node_lost", "no_nodes", "membership", "rule", "reassignment"],
+  nodes: ["node_joined", "node_ready", "node_left", "node_lost", "no_nodes", "membership", "rule", "reassignment",
+    "spot_check"],
   alerts: ["alert", "rollback", "update", "work_returned", "step_skipped", "checkpoint_failed", "checkpoint_damaged", "degraded",
     "model_reverted", "update_refused", "node_suspected", "name_contested", "metric_failed"],
   quality: ["quality"],

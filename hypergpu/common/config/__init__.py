@@ -65,6 +65,24 @@ class SystemConfig(ConfigSection):
             )
         return self
 
+    @model_validator(mode="after")
+    def _updates_can_be_computed_again(self) -> "SystemConfig":
+        training, share = self.training, self.contribution.spot_check_share
+        missing = {
+            "training.partition iid or dirichlet": training.data_is_local,
+            "training.fragments 1": training.fragments > 1,
+            "training.local_state reset": training.local_state == "kept",
+            "training.deterministic false": training.deterministic,
+            "aggregation.suspicion true": not self.aggregation.suspicion,
+        }
+        found = [needed for needed, is_missing in missing.items() if is_missing]
+        if share and found:
+            raise ValueError(
+                f"contribution.spot_check_share {share:g} needs {', '.join(found)}: what a node sends has to follow "
+                "from its order alone, and whoever sends something else is a suspect"
+            )
+        return self
+
     @property
     def aggregation_warning(self) -> str:
         """Text that says what a robust rule may cost where the nodes' data differ; empty if nothing."""

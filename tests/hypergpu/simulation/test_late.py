@@ -52,11 +52,11 @@ def test_parameters_are_kept_as_long_as_a_late_unit_needs_them() -> None:
     backend = GradientBackend(load_task("digits", 0), CONFIG)
     backend.begin_round(1)
     backend.keep_parameters({(1, "none")})
-    first = backend._sent.of_late[1, "none"]
+    first = backend._sent.kept[1, "none"]
     backend.keep_parameters({(1, "none"), (2, "none")})
-    assert backend._sent.of_late[1, "none"] is first
+    assert backend._sent.kept[1, "none"] is first
     backend.keep_parameters(())
-    assert not backend._sent.of_late
+    assert not backend._sent.kept
 
 
 def state_model(mode: str) -> GlobalModel:
