@@ -406,10 +406,10 @@ class RoundMachine:
             opening.reevaluate(state.opening, at_once=True)
             text = f"{event.node} is ready ({members.ready} of {len(members.connected)} connected)"
             self._effects.record("node_ready", text, node=event.node)
-        opening.straggler_returned(state, member, self.config.quorum)
-        late.drop(state.late, event.node, WorkReason.GIVEN_UP, self._effects)
         if state.spot_checks.assign(member, self.deadline_at, now, self._effects):
             return
+        opening.straggler_returned(state, member, self.config.quorum)
+        late.drop(state.late, event.node, WorkReason.GIVEN_UP, self._effects)
         if state.open_round is not None:
             if self.suspicions.is_suspended(event.node, state.round):
                 return
@@ -422,8 +422,12 @@ class RoundMachine:
         member, current = self.members.get(event.node), state.open_round
         unit = self.wanted_unit(event.node, event.round)
         self.members.seen(event.node, now)
-        if member is not None and state.spot_checks.wanted(event.node, event.round) is not None:
-            self._take_answer(event, member)
+        check = state.spot_checks.wanted(event.node, event.round)
+        if member is not None and check is not None:
+            if event.attempt == check.attempt:
+                self._take_answer(event, member)
+            else:  # it is of work that the node had in the same round, before that was opened again
+                dispatch.refuse_update(event, ev.UpdateStatus.LATE, member, state.round, effects)
             return
         is_late = current is None or current.number != event.round
         outlier = None
@@ -433,7 +437,8 @@ class RoundMachine:
             merged = unit is not None and outlier is None
             times = {"compute_seconds": event.compute_seconds, "received_share": event.received_share}
             self._record_late(member, event.round, Activity.DONE, now, merged=merged, **times)
-        if member is not None and (is_late or unit is None):
+        is_at_other_work = unit is None and event.node in self.late_units
+        if member is not None and (is_late or unit is None) and not is_at_other_work:
             opening.straggler_returned(state, member, self.config.quorum)
         if member is None or unit is None:
             status = self.update_status(event.node, event.round) or ev.UpdateStatus.STALE
@@ -458,8 +463,8 @@ class RoundMachine:
     def _take_answer(self, event: ev.UpdateArrived, member: Member) -> None:
         """Compare an update with the one that it was computed to check; nothing else comes of it."""
         state = self.round_state
-        opening.straggler_returned(state, member, self.config.quorum)
         verdict = state.spot_checks.answer(event, self._effects)
+        opening.straggler_returned(state, member, self.config.quorum)
         if verdict is not None and verdict.guilty:
             connected = self.members.connected
             accused = self.suspicions.convict(verdict.guilty, verdict.figures, state.round, connected)
@@ -530,15 +535,18 @@ class RoundMachine:
         if member is None:
             return
         self.members.seen(event.node, now)
-        opening.straggler_returned(state, member, self.config.quorum)
-        if state.spot_checks.wanted(event.node, event.round) is not None:
+        check = state.spot_checks.wanted(event.node, event.round)
+        if check is not None and check.attempt == event.attempt:
             state.spot_checks.give_up(event.node, self._effects)
+            opening.straggler_returned(state, member, self.config.quorum)
             return
+        opening.straggler_returned(state, member, self.config.quorum)
         if self.is_assigned(event.node, event.round, event.attempt) and event.node in self.late_units:
             late.drop(state.late, event.node, WorkReason.GIVEN_UP, self._effects)
         current = state.open_round
         if current is not None and event.round == current.number:
-            if event.reason == dispatch.NOT_FINITE and not current.units[event.node].trial:
+            unit = current.units.get(event.node)
+            if event.reason == dispatch.NOT_FINITE and unit is not None and not unit.trial:
                 self.suspicions.refused(event.node, SuspicionReason.NOT_FINITE)
             if dispatch.return_work(current, event, member, self._effects) and member.requesting:
                 dispatch.assign(current, member, self.adaptation.overrides, now, self._effects)
@@ -734,6 +742,7 @@ class RoundMachine:
             effects.emit(ev.AbandonRound(state.open_round.number, "the run is over"))
         state.open_round = state.closed_round = None
         late.clear(state.late, WorkReason.RUN_OVER, effects)
+        state.spot_checks.clear()
         state.phase, state.control.final_state = OVER, final_state
         text = f"run {final_state}: {reason}" + (f", {detail}" if detail else "")
         effects.record(str(final_state), text, reason=str(reason), detail=detail)

@@ -126,9 +126,9 @@ def reevaluate(opening: OpeningState, *, at_once: bool = False) -> None:
 
 
 def straggler_returned(state: RoundState, member: Member, quorum: float) -> None:
-    """Note that a straggler, if the node is one, is available again."""
+    """Note that a straggler, if the node is one, is available again; one that does a spot check is not yet."""
     stragglers = state.members.stragglers
-    if member.node_id in stragglers:
+    if member.node_id in stragglers and member.node_id not in state.spot_checks.dealt:
         del stragglers[member.node_id]
         enough = sum(stragglers.values()) <= (1 - quorum) * len(state.members.connected)
         reevaluate(state.opening, at_once=enough and state.opening.waited_for_stragglers)

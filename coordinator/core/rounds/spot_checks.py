@@ -39,6 +39,8 @@ LARGEST_PART: Final = 4
 """Nodes of a round of which one checks at most."""
 MOST_TRIES: Final = 3
 """Nodes that may fail to answer, or rounds in which nobody can check, before a check is given up."""
+FIRST_ATTEMPT: Final = 1_000_000
+"""Attempts of checks are counted from here, so that none is taken for work of the same round."""
 MOST_ROUNDS: Final = 2
 """Rounds after its own in which a node may still answer."""
 
@@ -127,6 +129,8 @@ class SpotChecks:
     waiting: list[Check] = field(default_factory=list)
     dealt: dict[str, Dealt] = field(default_factory=dict)
     """Checks that nodes are to do, or do, by node."""
+    _begun: int = 0
+    """Checks that nodes have begun."""
     _answered: dict[str, int] = field(default_factory=dict)
     """Round of the latest answer of each node."""
     _residuals: dict[str, str] = field(default_factory=dict)
@@ -158,7 +162,8 @@ class SpotChecks:
         if find_codec(event.codec).needs_feedback:
             self._residuals[member.node_id] = member.incarnation
         has_residual = self._residuals.get(member.node_id) == member.incarnation
-        is_as_ordered = event.samples == unit.samples and event.attempt == unit.attempt and not unit.earlier_codecs
+        is_its_only_order = event.attempt == unit.attempt and not unit.earlier_codecs and not unit.taken_over
+        is_as_ordered = event.samples == unit.samples and is_its_only_order
         if event.sketch is None or not is_as_ordered or has_residual or unit.trial or unit.suspect:
             return
         if KeyedRandom(self.secret, "spot_check", round_number, member.node_id).uniform(0) >= self.share:
@@ -208,7 +213,8 @@ class SpotChecks:
             self.give_up(member.node_id, effects)
             return False
         unit, check = found.unit, found.check
-        unit.attempt, unit.first_at = 1, now
+        unit.attempt, unit.first_at = FIRST_ATTEMPT + self._begun, now
+        self._begun += 1
         member.requesting, member.assignment = False, None
         effects.emit(
             WorkAssigned(
@@ -241,6 +247,11 @@ class SpotChecks:
         if found is not None:
             self.waiting.append(found.check)
             self._try_again(found.check, effects)
+
+    def clear(self) -> None:
+        """Drop all checks: the run is over."""
+        self.waiting.clear()
+        self.dealt.clear()
 
     def answer(self, event: UpdateArrived, effects: EffectBuffer) -> Verdict | None:
         """Judge the answer to a check, record the verdict, and answer the node; None if it sent nothing to compare."""

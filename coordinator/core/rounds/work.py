@@ -58,6 +58,8 @@ class WorkUnit:
     recovered."""
     is_new: bool = False
     """True if the node has never been in time for a round, so that nobody knows how long it takes."""
+    taken_over: bool = False
+    """Another node had it before."""
     attempt: int = 0
     """Times that it was assigned; 0 = not yet."""
     returns: int = 0
@@ -314,6 +316,7 @@ class Round:
             orphan.local_steps,
             self.settings.optimizer,
             orphan.codecs,
+            taken_over=True,
             incarnation=incarnation,
         )
         self._expect(unit, 1)

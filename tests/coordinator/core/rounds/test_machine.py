@@ -1543,3 +1543,13 @@ def test_what_a_node_says_of_its_loss_and_its_time_is_bounded_by_what_others_say
     assert closed.loss == pytest.approx((3 * 1.0 + 10.0) / 4)
     seconds = {each.node: (each.compute_seconds, each.waiting_seconds) for each in closed.contributions}
     assert seconds == {"a": (0.5, 1.5), "b": (0.5, 1.5), "c": (0.5, 1.5), "liar": (2.0, 0.0)}
+
+
+def test_a_node_that_returns_work_which_it_never_had_changes_nothing() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.join("c")
+    for reason in ("NonFiniteUpdate", "OutOfMemory", "leaving"):
+        assert d.send(ev.WorkReturned("c", 1, 1, reason)) == []
+    assert d.push("a").status is d.push("b").status is ev.UpdateStatus.ACCEPTED

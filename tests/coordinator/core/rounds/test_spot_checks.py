@@ -1,10 +1,13 @@
 """Spot checks: which updates are computed again, by whom, and who is named."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.local_optimizer import LocalOptimizer
@@ -29,6 +32,7 @@ from hypergpu.coordinator.core.rounds.spot_checks import (
 )
 from hypergpu.coordinator.core.rounds.work import WorkUnit
 from tests.coordinator.core.rounds.test_machine import Driver
+from tests.examples import examples
 
 ACCEPTED, COMPARED = ev.UpdateStatus.ACCEPTED, ev.UpdateStatus.COMPARED
 NODES = "abcd"
@@ -114,6 +118,7 @@ def test_only_updates_that_follow_from_their_order_alone_are_drawn() -> None:
     assert not drawn(arrived(samples=15)), "it has done less"
     assert not drawn(arrived(attempt=2)), "it may be of another order"
     assert not drawn(arrived(), earlier_codecs=frozenset({"none"})), "the same, of a round that was opened again"
+    assert not drawn(arrived(), taken_over=True), "the same, of a node that came back to other work"
     assert not drawn(arrived(), trial=True)
     assert not drawn(arrived(), suspect=True)
     assert not drawn(arrived(sketch=None))
@@ -296,6 +301,17 @@ def test_an_answer_that_comes_twice_is_compared_once() -> None:
     assert len(d.verdicts()) == 1
 
 
+def test_an_update_of_other_work_is_not_taken_for_the_answer() -> None:
+    d = Checked()
+    d.close_round()
+    checker = d.checker()
+    other = ev.UpdateArrived(checker, d.orders[checker].round, 1, 16, 1.0, 0.1, sketch=sketch(7))
+    reply, _ = d.machine.take_update(other, d.now)
+    assert reply.status is ev.UpdateStatus.LATE
+    assert d.deliver(checker).status is COMPARED
+    assert [str(each.reason) for each in d.verdicts()] == ["reproduced"]
+
+
 @pytest.mark.parametrize("node", NODES)
 def test_a_node_that_does_not_do_its_work_is_named_and_gets_no_more(node: str) -> None:
     d = Checked({node: 7})
@@ -387,3 +403,67 @@ def test_nothing_is_drawn_by_default() -> None:
             d.send(ev.UpdateArrived(order.node, order.round, 1, 16, 1.0, 0.1, sketch=sketch(order.shard.index)))
     assert not d.machine.checked_parameters
     assert len(d.of(ev.WorkAssigned)) == 8
+
+
+EVENTS = ["all", "all", "deliver", "deliver", "send again", "ask", "lost", "restart", "return", "tick"]
+
+
+class Storm(Checked):
+    """Nodes to which anything happens; all are honest."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__(mode=mode, close_share=0.8)
+        self.incarnations, self.sent = Counter[str](), dict[str, ev.UpdateArrived]()
+        self.compared: list[tuple[str, int, int]] = []
+        self.join("e")
+        self.ask("e")
+
+    def happens(self, what: str, node: str) -> None:
+        order = self.orders.get(node)
+        if what in ("all", "deliver"):
+            for each in list(self.orders) if what == "all" else [node]:
+                self.push_order(each)
+        elif what == "send again" and node in self.sent:
+            self.push_update(self.sent[node])
+        elif what in ("lost", "restart"):
+            self.orders.pop(node, None)
+            self.incarnations[node] += what == "restart"
+            incarnation = str(1 + self.incarnations[node])
+            self.send(*[ev.NodeLost(node)][: what == "lost"], ev.NodeJoined(node, incarnation), ev.WorkRequested(node))
+        elif what == "return" and order is not None:
+            self.orders.pop(node)
+            self.send(ev.WorkReturned(node, order.round, order.attempt, "Unavailable"), ev.WorkRequested(node))
+        elif what == "tick":
+            self.wait(1.0)
+        elif what == "ask":
+            self.orders.pop(node, None)
+            self.ask(node)
+
+    def push_order(self, node: str) -> None:
+        order = self.orders.pop(node, None)
+        if order is not None:
+            sketch = self.result(order)
+            update = ev.UpdateArrived(node, order.round, order.attempt, 16, 1.0, 0.1, sketch=sketch)
+            self.sent[node] = update
+            self.push_update(update)
+            self.ask(node)
+
+    def push_update(self, update: ev.UpdateArrived) -> None:
+        replies = [each for each in self.send(update) if isinstance(each, ev.UpdateReply)]
+        key = update.node, update.round, self.incarnations[update.node]
+        self.compared += [key for each in replies if each.status is COMPARED]
+
+
+@pytest.mark.parametrize("mode", ["sync", "late", "buffered"])
+@given(events=st.lists(st.tuples(st.sampled_from(EVENTS), st.sampled_from("abcde")), min_size=10, max_size=60))
+@examples(60)
+def test_whatever_happens_no_honest_node_is_named_and_each_answer_is_compared_once(
+    mode: str, events: list[tuple[str, str]]
+) -> None:
+    storm = Storm(mode)
+    for what, node in events:
+        storm.happens(what, node)
+        assert len(storm.machine.checked_parameters) <= MOST_KEPT
+    assert len(set(storm.compared)) == len(storm.compared)
+    assert {str(each.reason) for each in storm.verdicts()} <= {"reproduced", "given_up"}
+    assert not [each for each in storm.machine.decisions if str(each.reason) == "not_reproduced"]

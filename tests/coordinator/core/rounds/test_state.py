@@ -4,18 +4,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.local_optimizer import LocalOptimizer
+from hypergpu.coordinator.core.model.sketch import WIDTH
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import FixedAdaptation
 from hypergpu.coordinator.core.rounds.closing import MAX_EXTENSIONS
 from hypergpu.coordinator.core.rounds.late import LateUnit
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.membership import ConnectionState
+from hypergpu.coordinator.core.rounds.spot_checks import Check, Dealt
 from hypergpu.coordinator.core.rounds.state import TRANSITIONS, Phase, RoundState, RunState
 from hypergpu.coordinator.core.rounds.validation import INVARIANTS, ROUND_INVARIANTS, InvariantViolated, validate
-from hypergpu.coordinator.core.rounds.work import Round
+from hypergpu.coordinator.core.rounds.work import Round, WorkUnit
 from tests.coordinator.core.rounds.test_transcripts import DIRECTORY, replayed
 from tools.site.rounds import PAGE, with_diagram
 
@@ -74,6 +78,11 @@ def break_members(state: RoundState, field: str, value: object) -> None:
     setattr(state.members.require("c"), field, value)
 
 
+def dealt(state: RoundState, *, attempt: int) -> Dealt:
+    unit = WorkUnit("b", ev.Shard(0, 2, 0), 8, 2, LocalOptimizer("sgd", 0.1), attempt=attempt)
+    return Dealt(Check("a", 1, unit, np.zeros(WIDTH, np.float32), ""), unit, state.round)
+
+
 LATE_UPDATE = ev.LateUpdate("c", 0, 1, 16, 11.3, loss=1.0, compute_seconds=0.1)
 BREAKS: dict[str, tuple[Phase, Callable[[RoundState], object]]] = {
     "a round is open exactly in the open phase": (Phase.OPEN, lambda s: setattr(s, "open_round", None)),
@@ -110,6 +119,14 @@ BREAKS: dict[str, tuple[Phase, Callable[[RoundState], object]]] = {
         lambda s: s.late.units.update(c=LateUnit(1, opened(s).units["a"])),
     ),
     "late updates wait only while no round is open": (Phase.OPEN, lambda s: s.late.merged.append(LATE_UPDATE)),
+    "a spot check is the only work of its node, which is connected": (
+        Phase.OPEN,
+        lambda s: s.spot_checks.dealt.update(b=dealt(s, attempt=1)),
+    ),
+    "a spot check that no node has begun is of the open round": (
+        Phase.IDLE,
+        lambda s: s.spot_checks.dealt.update(b=dealt(s, attempt=0)),
+    ),
     "reserved units are of nodes without work in the round": (
         Phase.OPEN,
         lambda s: opened(s).reserved.update(a=opened(s).units["a"]),
