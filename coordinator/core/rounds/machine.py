@@ -422,12 +422,7 @@ class RoundMachine:
         member, current = self.members.get(event.node), state.open_round
         unit = self.wanted_unit(event.node, event.round)
         self.members.seen(event.node, now)
-        check = state.spot_checks.wanted(event.node, event.round)
-        if member is not None and check is not None:
-            if event.attempt == check.attempt:
-                self._take_answer(event, member)
-            else:  # it is of work that the node had in the same round, before that was opened again
-                dispatch.refuse_update(event, ev.UpdateStatus.LATE, member, state.round, effects)
+        if member is not None and self._take_answer(event, member):
             return
         is_late = current is None or current.number != event.round
         outlier = None
@@ -460,15 +455,22 @@ class RoundMachine:
         if current is not None:
             self._close_if_complete(current, now)
 
-    def _take_answer(self, event: ev.UpdateArrived, member: Member) -> None:
-        """Compare an update with the one that it was computed to check; nothing else comes of it."""
+    def _take_answer(self, event: ev.UpdateArrived, member: Member) -> bool:
+        """Compare an update with the one that it was computed to check; return whether its node has a check to do."""
         state = self.round_state
+        check = state.spot_checks.wanted(event.node, event.round)
+        if check is None:
+            return False
+        if event.attempt != check.attempt:  # of work that it had in the same round, before that was opened again
+            dispatch.refuse_update(event, ev.UpdateStatus.LATE, member, state.round, self._effects)
+            return True
         verdict = state.spot_checks.answer(event, self._effects)
         opening.straggler_returned(state, member, self.config.quorum)
         if verdict is not None and verdict.guilty:
             connected = self.members.connected
             accused = self.suspicions.convict(verdict.guilty, verdict.figures, state.round, connected)
             dispatch.accuse(accused, self._effects)
+        return True
 
     def _note_accepted(self, event: ev.UpdateArrived, unit: WorkUnit) -> bool:
         """Let an update be compared with the others of the round; return whether it counts."""

@@ -107,7 +107,7 @@ class Dealt:
 
 
 class Verdict(NamedTuple):
-    """What the answers to a check say."""
+    """Result of the answers to a check."""
 
     reason: SpotCheckReason
     figures: Figures
