@@ -449,7 +449,8 @@ class Coordinator:
             on_error=users.refusals.count,
             max_concurrent_rpcs=config.max_nodes * _MAX_RPCS_OF_NODE,
         )
-        training = TrainingService(self.engine, leases, config.heartbeat_seconds, config.max_model_bytes)
+        most, required = config.max_model_bytes, config.require_receipts
+        training = TrainingService(self.engine, leases, config.heartbeat_seconds, most, require_receipts=required)
         server.add_generic_rpc_handlers((training.handler(),))
         coordinator_pb2_grpc.add_ControlServicer_to_server(users.control, server)
         return server

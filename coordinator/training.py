@@ -81,10 +81,13 @@ class TrainingService:
         heartbeat_seconds: float,
         max_model_bytes: int,
         clock: Clock = monotonic,
+        *,
+        require_receipts: bool = False,
     ) -> None:
         self._engine, self._leases = engine, leases
         self._heartbeat_seconds = heartbeat_seconds
         self._max_model_bytes = max_model_bytes
+        self._require_receipts = require_receipts
         self._clock = clock
         self._downloads = Downloads()
         self._finishing: dict[tuple[str, WorkKey], asyncio.Task[pb.PushUpdateReply]] = {}
@@ -129,6 +132,8 @@ class TrainingService:
         """Register a node, or resume its membership."""
         name = request.node_id or caller(context) or self._engine.session.free_name()
         require_caller(context, check_node_id(name))
+        if self._require_receipts and not request.key:
+            raise InvalidInput(f"{name} announces no key: receipts have to be signed (server.require_receipts)")
         registration = convert.registration(request, name, peer_host(context), shown_lease(context))
         self._engine.ask(registration)
         lease = self._leases.secret(name, registration.incarnation)

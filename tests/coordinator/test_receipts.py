@@ -5,6 +5,7 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -104,6 +105,19 @@ async def test_a_node_without_a_key_leaves_receipts_that_count_as_unsigned(tmp_p
         await run.done
     verdict = verify(tmp_path)
     assert (verdict.faults, verdict.receipts, verdict.unsigned) == ([], 0, 1)
+
+
+async def test_a_node_without_a_key_is_refused_where_receipts_are_required(tmp_path: Path) -> None:
+    async with running(tmp_path, server={"require_receipts": True}) as run:
+        node, signing = run.node("a"), Countersigning()
+        code, text = await code_of(node.register())
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "a announces no key" in text
+        assert "server.require_receipts" in text
+        await node.register(key=signing.public_key)
+        code, _ = await code_of(node.register())
+        assert code is grpc.StatusCode.INVALID_ARGUMENT, "nor may it take its key back"
+        assert run.coordinator.engine.machine.members.require("a").info["key"] == signing.public_key.hex()
 
 
 async def test_a_key_of_another_length_is_refused(tmp_path: Path) -> None:

@@ -268,6 +268,8 @@ class ServerConfig(ConfigSection):
     """Device of evaluations: `cpu`, `cuda`, `cuda:1` and so on; `auto` is a CUDA card if there is one, else the CPU."""
     max_model_bytes: Bytes = 4 << 30
     """Largest model that is accepted on the wire."""
+    require_receipts: bool = False
+    """Admit only nodes that announce a key and sign a receipt of each update, as those of this version do."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 2.0
     """Interval of heartbeats; a node is lost after `heartbeat_misses` of them."""
     heartbeat_misses: Count = 5
