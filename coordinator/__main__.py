@@ -39,6 +39,7 @@ from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.common.task_names import choices
 from hypergpu.common.tls import server_tls
 from hypergpu.common.token import OPERATOR, VIEWER, TokenSource, find_token, server_token
+from hypergpu.common.trace_settings import make_tracer
 from hypergpu.coordinator import failpoints
 from hypergpu.coordinator.operator_token import own_token
 
@@ -158,7 +159,12 @@ def run(options: CoordinatorOptions) -> int:
     from hypergpu.coordinator.app import Options  # noqa: PLC0415
     from hypergpu.coordinator.storage import Storage  # noqa: PLC0415
 
-    return asyncio.run(_train(settings, Options(out, tokens, tls, options.resume, options.force, Storage(faults))))
+    tracer = make_tracer("hypergpu-coordinator", os.environ)
+    try:
+        of_process = Options(out, tokens, tls, options.resume, options.force, Storage(faults), tracer=tracer)
+        return asyncio.run(_train(settings, of_process))
+    finally:
+        tracer.close()
 
 
 async def _train(settings: SystemConfig, options: "Options") -> int:

@@ -29,6 +29,7 @@ from hypergpu.common.roles import Role
 from hypergpu.common.rpc import bind
 from hypergpu.common.tls import Tls
 from hypergpu.common.token import TokenSource
+from hypergpu.common.tracing import NO_TRACER, Tracer
 from hypergpu.common.version import package_version
 from hypergpu.common.wire import require_sendable
 from hypergpu.coordinator.budgets import NodeBudgets
@@ -69,6 +70,7 @@ from hypergpu.coordinator.scrape_targets import ScrapeRule
 from hypergpu.coordinator.scraper import Scraper
 from hypergpu.coordinator.spill import MemoryFirst, spilled_buffer
 from hypergpu.coordinator.storage import Storage
+from hypergpu.coordinator.traces import RoundTraces
 from hypergpu.coordinator.training import TrainingService
 from hypergpu.coordinator.uploads import Disk, Uploads
 from hypergpu.coordinator.what_if import WhatIfs
@@ -108,6 +110,7 @@ class Options:
     storage: Storage = field(default_factory=Storage)
     """Disk of the log and the checkpoints."""
     clock: Clock = monotonic
+    tracer: Tracer = NO_TRACER
 
 
 @dataclass(frozen=True)
@@ -292,7 +295,9 @@ class Coordinator:
         disk = Disk(buffers, server.upload_disk_bytes, health.reporter(Part.SPILL))
         update = model.model.payload_format(machine.round_state.codecs.update, model.model.largest_update)
         uploads = Uploads(update.payload_bytes, server.upload_memory_bytes, disk)
-        return Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model.model, uploads, dependencies)
+        run_id = f"run-{uuid.uuid4().hex[:12]}"
+        dependencies.traces = RoundTraces(self._options.tracer, run_id)
+        return Engine(run_id, machine, model.model, uploads, dependencies)
 
     def _open_ledger(self) -> OpenedLedger:
         """Return the ledger of the run, which the run directory keeps when the run begins or goes on."""

@@ -33,6 +33,7 @@ from hypergpu.coordinator.outbox import Outbox
 from hypergpu.coordinator.records import Records
 from hypergpu.coordinator.resuming import Found
 from hypergpu.coordinator.run_records import RunEvent, line_of, node_row, outcome, round_leaf, round_row, saved_counts
+from hypergpu.coordinator.traces import RoundTraces
 from hypergpu.coordinator.uploads import Upload, Uploads
 
 log = structlog.get_logger()
@@ -118,6 +119,11 @@ class Engine:
     def ledger(self) -> Ledger:
         """Ledger of the run: a leaf that is appended is sealed with the end of the round."""
         return self._dependencies.ledger
+
+    @property
+    def traces(self) -> RoundTraces:
+        """Spans of the rounds."""
+        return self._dependencies.traces
 
     @property
     def elapsed_seconds(self) -> float:
@@ -211,6 +217,7 @@ class Engine:
         """Carry out an effect; its failure does not prevent the others."""
         try:
             self.metrics.observe(effect, self.machine)
+            self.traces.observe(effect)
             self._carry_out(effect)
         except Exception as error:
             self._fail(f"the effect {type(effect).__name__}", error)
@@ -264,6 +271,7 @@ class Engine:
             raise
         if isinstance(reply, ev.UpdateReply):
             self.ledger.receipt(event, reply)
+            self.traces.counted(reply)
         if isinstance(reply, ev.UpdateReply) and reply.status is ev.UpdateStatus.ACCEPTED and reply.weight:
             # Queue this before the effects: a step that they start must run after it on the compute thread.
             update = upload.payload, event.codec, reply.weight, reply.late, event.node
@@ -406,7 +414,7 @@ class Engine:
         """Step, evaluate and save if due, and report the result to the machine."""
         stepped = False
         try:
-            with self.metrics.step_seconds.time():
+            with self.metrics.step_seconds.time(), self.traces.part("step"):
                 await self._durability.begin_step(closed.round)
                 good = await self._run(self.model.step, *closed.step, closed.spoiled_by)
             self._durability.write_mean()
@@ -417,7 +425,7 @@ class Engine:
             loss = metric = None
             others: Mapping[str, float | None] = {}
             if closed.evaluate:
-                with self.metrics.evaluation_seconds.time():
+                with self.metrics.evaluation_seconds.time(), self.traces.part("evaluate"):
                     found = await self._run(self._dependencies.evaluate, self.model.values)
                 loss, metric, others = found.loss, found.metric, found.others
                 self._report_metric_fault(found.fault, closed.round)
@@ -460,6 +468,7 @@ class Engine:
             self._outbox.put(effects)
             await self._durability.commit(closed, state, lambda has_mean: record(has_mean=has_mean))
             self._records.round(line)
+            self.traces.round_told()
         self._durability.told()
         self._background.spawn("syncing the records", self._records.sync())
         self.metrics.evaluated(self.machine.loss, self.machine.metric_value, others)

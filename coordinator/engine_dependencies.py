@@ -23,6 +23,7 @@ from hypergpu.coordinator.model_files import ModelFiles
 from hypergpu.coordinator.round_log import RoundLog
 from hypergpu.coordinator.run_dir import ResumedTotals, RunDir
 from hypergpu.coordinator.storage import Storage
+from hypergpu.coordinator.traces import RoundTraces
 from hypergpu.tasks import Evaluation
 
 Evaluate = Callable[[Flat], Evaluation]
@@ -138,6 +139,8 @@ class EngineDependencies:
     """Rule by which checkpoints are due."""
     gain: Gain = lambda event, payload: None
     """Function that measures the gain of an update on held-out data; it runs on the same thread as `evaluate`."""
+    traces: RoundTraces = field(default_factory=RoundTraces)
+    """Spans of the rounds; none by default."""
     rehearsals: Rehearser = field(default_factory=NoRehearsals)
     compute: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "compute"))
     """Single thread that adds updates, steps and evaluates, in the order that the machine decided."""

@@ -31,6 +31,7 @@ from hypergpu.common.errors import CorruptData, InvalidInput, NonFiniteUpdate, P
 from hypergpu.common.grpc_server import Context, Handler, peer_host
 from hypergpu.common.rpc import check_node_id
 from hypergpu.common.tensors import Chunk
+from hypergpu.common.tracing import TRACEPARENT, context_of
 from hypergpu.common.transfer_meter import PAUSE_SECONDS, TransferMeter
 from hypergpu.common.wire import decode_update_part, encode_part, manifest_from_proto, require_payload_bytes
 from hypergpu.coordinator import convert
@@ -120,7 +121,7 @@ class TrainingService:
                     response_serializer=lambda part: part,
                 ),
                 "PushUpdate": grpc.stream_unary_rpc_method_handler(
-                    self.push_update,
+                    self._traced_push if self._engine.traces.tracer.is_on else self.push_update,
                     # A malformed message is handled in the handler, which can explain the error to the sender.
                     request_deserializer=lambda data: data,
                     response_serializer=pb.PushUpdateReply.SerializeToString,
@@ -166,6 +167,8 @@ class TrainingService:
         if isinstance(assign, ev.RunOver):
             yield pb.WorkPart(run_over=pb.RunOver(reason=str(engine.state), stays=engine.stays))
             return
+        if context_of_unit := engine.traces.context_of(node):
+            await context.send_initial_metadata(((TRACEPARENT, context_of_unit),))
         began, sent_all = self._clock(), False
         connections = assign.connections.down
         sending = engine.broadcast.plan(assign.codecs.parameters, convert.held(request), assign.kept_parameters)
@@ -293,6 +296,11 @@ class TrainingService:
         return pb.LeaveReply()
 
     # ------------------------------------------------------------ the steps of an upload
+
+    async def _traced_push(self, request: AsyncIterator[bytes], context: Context) -> pb.PushUpdateReply:
+        """Receive an update, as a span below the node's upload."""
+        with self._engine.traces.tracer.span("receive", context_of(context.invocation_metadata())):
+            return await self.push_update(request, context)
 
     @staticmethod
     async def _header(request: AsyncIterator[bytes]) -> pb.UpdateHeader:

@@ -15,6 +15,8 @@ from hypergpu.common import log
 from hypergpu.common.command_line import Service
 from hypergpu.common.http import HttpServer
 from hypergpu.common.malloc import tune_allocator
+from hypergpu.common.trace_settings import make_tracer
+from hypergpu.common.tracing import Tracer
 from hypergpu.netsim_proxy.api import control_service as control
 from hypergpu.netsim_proxy.api import metrics
 from hypergpu.netsim_proxy.api.health import Health, routes
@@ -57,16 +59,20 @@ def run(options: ProxyOptions) -> int:
     settings = check(options, os.environ)
     log.configure(options.log_level, options.log_format)
     raise_limit()
-    uvloop.run(_serve(options, settings))
+    tracer = make_tracer("hypergpu-proxy", os.environ)
+    try:
+        uvloop.run(_serve(options, settings, tracer))
+    finally:
+        tracer.close()
     return 0
 
 
-async def _serve(options: ProxyOptions, settings: ProxySettings) -> None:
+async def _serve(options: ProxyOptions, settings: ProxySettings, tracer: Tracer) -> None:
     """Run the proxy until SIGINT or SIGTERM; SIGHUP rereads its files."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    parts = await _build(options, settings)
+    parts = await _build(options, settings, tracer)
     loop.add_signal_handler(signal.SIGHUP, parts.reload.start)
     http = await _listen(options, settings, parts)
     parts.health.is_accepting = True
@@ -80,12 +86,12 @@ async def _serve(options: ProxyOptions, settings: ProxySettings) -> None:
     parts.lateness.report()
 
 
-async def _build(options: ProxyOptions, settings: ProxySettings) -> _Parts:
+async def _build(options: ProxyOptions, settings: ProxySettings, tracer: Tracer) -> _Parts:
     catalogue = ProfileRegistry(options.upstream_region)
     files = Files(options, settings, catalogue)
     await files.load_profiles()
     lateness = DeliveryLateness(options.lateness_bound_ms / 1000)
-    pacer = Pacer(lateness.observe, partial(_enable_realtime, options.realtime))
+    pacer = Pacer(lateness.observe, partial(_enable_realtime, options.realtime), tracer=tracer)
     ports = LinkRegistry(
         pacer,
         catalogue.profile(options.profile, options.region),

@@ -1,6 +1,7 @@
 """Wiring of a node: agent, metrics, HTTP server and signals."""
 
 import asyncio
+import os
 import signal
 import socket
 
@@ -13,6 +14,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.http import Answer, HttpServer, metrics
 from hypergpu.common.tls import Tls
+from hypergpu.common.trace_settings import make_tracer
 from hypergpu.common.version import package_version
 from hypergpu.node.agent import Agent
 from hypergpu.node.client import CoordinatorClient
@@ -42,7 +44,10 @@ async def run(config: SystemConfig, credentials: Credentials, task: str | None, 
     collector_of_node = MetricsCollector(node_id, settings.history_size, sink=series.record)
     worker = Worker(node_id, specs, config, metrics=collector_of_node)
     structlog.contextvars.bind_contextvars(node=node_id)
-    async with CoordinatorClient(settings.coordinator, credentials, tls=tls, http_proxy=settings.http_proxy) as client:
+    tracer = make_tracer("hypergpu-node", os.environ, node=node_id)
+    async with CoordinatorClient(
+        settings.coordinator, credentials, tls=tls, http_proxy=settings.http_proxy, tracer=tracer
+    ) as client:
         server = HttpServer(settings.http_listen, {"/metrics": metrics(registry), "/healthz": lambda: _health(agent)})
         agent = Agent(
             client,
@@ -65,6 +70,7 @@ async def run(config: SystemConfig, credentials: Credentials, task: str | None, 
         finally:
             background.cancel()
             server.close()
+            tracer.close()
 
 
 async def _sample(worker: Worker, client: CoordinatorClient, series: NodeMetrics) -> None:

@@ -118,7 +118,8 @@ class Assignments:
         if work.download is not None:
             self._update = await self._compute_beside_transfers(work, abandoned)
         else:
-            self._update = await self._on_thread(self._compute, work, abandoned)
+            with self._client.tracer.span("train", work.trace):
+                self._update = await self._on_thread(self._compute, work, abandoned)
         update, encoded = self._update
         self._missing = ByteRanges([(0, encoded.payload.nbytes)])
         self._compute_seconds = update.compute_seconds
@@ -164,7 +165,8 @@ class Assignments:
         self._transfers.upload(
             self._client.push(work, self._worker.manifest, None, encoded, missing, timeout_seconds=timeout)
         )
-        update = await self._on_thread(self._end_fragment, order, values, abandoned)
+        with self._client.tracer.span("train", work.trace):
+            update = await self._on_thread(self._end_fragment, order, values, abandoned)
         await self._transfers.wait_for_download()
         await self._on_thread(_finish, self._run_of(order.work.run_id).held, order)
         return update, encoded

@@ -14,6 +14,7 @@ from hypergpu.common.files import FileWatch
 from hypergpu.common.rpc import explain_failure, open_channel
 from hypergpu.common.tensors import Assembler, Chunk, Flat, Manifest, Payload, checksum
 from hypergpu.common.tls import Tls
+from hypergpu.common.tracing import NO_TRACER, TRACEPARENT, Tracer, context_of
 from hypergpu.common.wire import (
     codec_from_proto,
     decode_work_part,
@@ -48,6 +49,8 @@ class Work:
     parameters: Flat
     download: asyncio.Task[None] | None = None
     """Transfer of its parameters in the background; None if they have arrived."""
+    trace: str = ""
+    """Context of its span at the coordinator; empty if there are no traces."""
 
     @property
     def id(self) -> pb.WorkId:
@@ -78,7 +81,9 @@ class CoordinatorClient:
         *,
         tls: Tls | None = None,
         http_proxy: bool = False,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
+        self.tracer = tracer
         self.address, self.node_id = address, credentials.node_id
         self.bytes_sent = 0
         self.downloads = DownloadMeter()
@@ -181,7 +186,7 @@ class CoordinatorClient:
             if first.WhichOneof("part") != "order":
                 raise ProtocolError(f"{self.address}: expected one order")
             order_at = self._arrived_at
-            work = Work(first.order, held.flat)
+            work = Work(first.order, held.flat, trace=await self._trace_of(call))
             on_order(work)
             assembler = _assembler_of(first.order, held)
             self.downloads.begin(order_at)
@@ -198,7 +203,8 @@ class CoordinatorClient:
         self, call: Any, work: Work, parts: AsyncIterator[pb.WorkPart | Chunk], assembler: Assembler
     ) -> None:
         try:
-            await self._receive(work, self._chunks_of(parts), assembler)
+            with self.tracer.span("download", work.trace, bytes=assembler.payload.nbytes) as trace:
+                await self._receive(replace(work, trace=trace), self._chunks_of(parts), assembler)
         finally:
             call.cancel()
         if not assembler.complete:
@@ -217,23 +223,32 @@ class CoordinatorClient:
             return
 
         def receiver(connection: TransferConnection) -> Receive:
-            return lambda ranges: self._more(connection, work.order, ranges)
+            return lambda ranges: self._more(connection, work, ranges)
 
         others = [receiver(connection) for connection in self._connections.for_transfers(count)[1:]]
         await SharedDownload(assembler, deliver).receive(first, others)
 
     async def _more(
-        self, connection: "TransferConnection", order: pb.WorkOrder, ranges: Sequence[ByteRange]
+        self, connection: "TransferConnection", work: Work, ranges: Sequence[ByteRange]
     ) -> AsyncIterator[Chunk]:
         """Yield chunks of parameters on a further connection."""
+        order = work.order
         message = [pb.ByteRange(start=start, end=end) for start, end in ranges]
         request = pb.PullParametersRequest(work=order.work, ranges=message)
-        call = connection.parameters(request, metadata=self._credentials.metadata())
+        call = connection.parameters(request, metadata=self._metadata(work.trace))
         try:
             async for chunk in self._chunks_of(self._parts_of(call, chunk_timeout_seconds(order.deadline_seconds))):
                 yield chunk
         finally:
             call.cancel()
+
+    async def _trace_of(self, call: Any) -> str:
+        """Return the context of the span of the order that a call has brought."""
+        return context_of(await call.initial_metadata()) if self.tracer.is_on else ""
+
+    def _metadata(self, trace: str) -> tuple[tuple[str, str], ...]:
+        """Return the metadata of a call below a span."""
+        return self._credentials.metadata() + (((TRACEPARENT, trace),) if trace else ())
 
     async def _chunks_of(self, parts: AsyncIterator[pb.WorkPart | Chunk]) -> AsyncIterator[Chunk]:
         async for part in parts:
@@ -291,13 +306,14 @@ class CoordinatorClient:
         upload = SharedUpload(payload, missing, len(connections))
 
         def sender(connection: TransferConnection) -> Send:
-            return lambda chunks: self._call_push(connection, header, chunks, timeout_seconds)
+            return lambda chunks: self._call_push(connection, header, chunks, timeout_seconds, trace)
 
         async def ask_missing() -> ByteRanges:
             return missing_of(await self.upload_progress(work.id), payload)
 
         try:
-            return await upload.send([sender(connection) for connection in connections], ask_missing)
+            with self.tracer.span("upload", work.trace, bytes=missing.total) as trace:
+                return await upload.send([sender(connection) for connection in connections], ask_missing)
         except Unavailable as error:
             raise Unavailable(f"{self.address}: {error}") from error
         finally:
@@ -309,6 +325,7 @@ class CoordinatorClient:
         header: pb.UpdatePart,
         chunks: AsyncIterator[Chunk],
         timeout_seconds: float,
+        trace: str,
     ) -> pb.PushUpdateReply:
         async def parts() -> AsyncIterator[pb.UpdatePart | Chunk]:
             yield header
@@ -317,7 +334,7 @@ class CoordinatorClient:
 
         try:
             reply: pb.PushUpdateReply = await connection.push(
-                parts(), metadata=self._credentials.metadata(), timeout=timeout_seconds
+                parts(), metadata=self._metadata(trace), timeout=timeout_seconds
             )
         except grpc.RpcError as error:
             raise await explain_failure(error, self.address, self._tls) from error

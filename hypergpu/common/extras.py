@@ -16,6 +16,7 @@ _EXTRA_OF: Final = {
     "pynvml": "gpu",
     "Crypto": "chain",
     "mlflow": "mlflow",
+    "opentelemetry": "otel",
     "tensorboard": "tensorboard",
     "wandb": "wandb",
 }

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from hypergpu.common.clock import Clock, monotonic
+from hypergpu.common.tracing import NO_TRACER, Tracer
 from hypergpu.netsim_proxy.io.transports import Transports
 from hypergpu.netsim_proxy.link.outcomes import Direction
 from hypergpu.netsim_proxy.relay.agenda import Agenda
@@ -40,9 +41,11 @@ class Pacer:
         on_paced: Callable[[], None] | None = None,
         clock: Clock = monotonic,
         use_timerfd: bool = True,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self.agenda = Agenda()
-        self.transports = Transports()
+        self.agenda.traces = tracer.is_on
+        self.transports = Transports(tracer)
         self._clock = clock
         self._on_late = on_late or (lambda _: None)
         self._on_paced = on_paced

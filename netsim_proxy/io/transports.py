@@ -9,6 +9,7 @@ from typing import Final
 
 import structlog
 
+from hypergpu.common.tracing import NO_TRACER, Tracer
 from hypergpu.netsim_proxy.link.outcomes import UP, Direction
 from hypergpu.netsim_proxy.relay.effects import (
     Close,
@@ -17,6 +18,7 @@ from hypergpu.netsim_proxy.relay.effects import (
     EndWriting,
     Pause,
     ReportInvalidHttp2,
+    ReportTransit,
     Resume,
     Write,
 )
@@ -43,8 +45,9 @@ class Ends:
 class Transports:
     """The transports of all pairs of connections, by the number of the pair."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracer: Tracer = NO_TRACER) -> None:
         self._ends: dict[int, Ends] = {}
+        self._tracer = tracer
 
     def add(self, connection: int, on_closed: Callable[[], None]) -> None:
         """Add a pair of connections; `on_closed` is called when it is closed."""
@@ -82,6 +85,8 @@ class Transports:
             case ReportInvalidHttp2():
                 who = "client" if effect.direction is UP else "upstream"
                 log.warning("connection ended: invalid HTTP/2", peer=who, reason=effect.reason)
+            case ReportTransit():
+                self._record(effect)
             case Close():
                 end_transport(ends.senders[effect.direction.ordinal], effect.reset)
             case EndWriting():
@@ -92,6 +97,19 @@ class Transports:
                 source = ends.senders[effect.direction.ordinal]
                 if source is not None and not source.is_closing():
                     source.pause_reading() if effect.__class__ is Pause else source.resume_reading()
+
+    def _record(self, transit: ReportTransit) -> None:
+        """Add the time that a message was under way, by the relay's clock, to its trace."""
+        name = f"link {'up' if transit.direction is UP else 'down'}"
+        self._tracer.record(
+            name,
+            transit.context,
+            transit.began,
+            transit.ended,
+            link=transit.link,
+            bytes=transit.nbytes,
+            delay_seconds=transit.delay_seconds,
+        )
 
 
 def bound_buffers(transport: asyncio.Transport) -> None:

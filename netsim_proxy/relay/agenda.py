@@ -13,14 +13,16 @@ class Agenda:
 
     Attributes:
         effects: effects that the driver must carry out now, in order; it empties the list.
+        traces: whether streams that are part of a trace are reported.
         calls: a heap of the calls to come, the next one first: when it is due, its number, the call and its arguments.
     """
 
-    __slots__ = ("_count", "calls", "effects")
+    __slots__ = ("_count", "calls", "effects", "traces")
 
     def __init__(self) -> None:
         self.effects: list[Effect] = []
         self.calls: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
+        self.traces = False
         self._count = 0
 
     def __len__(self) -> int:

@@ -61,10 +61,27 @@ class ReportInvalidHttp2:
 
 
 @dataclass(slots=True)
+class ReportTransit:
+    """Add the way of one direction of a stream to the trace that it is part of."""
+
+    connection: int
+    direction: Direction
+    context: str
+    link: str
+    began: float
+    """Time at which its first bytes were read."""
+    ended: float
+    """Time at which its last bytes are passed on."""
+    delay_seconds: float
+    """Longest delay of its pieces."""
+    nbytes: int
+
+
+@dataclass(slots=True)
 class Closed:
     """The pair of connections is over: no effect follows."""
 
     connection: int
 
 
-Effect = Write | EndWriting | Pause | Resume | Close | ReportInvalidHttp2 | Closed
+Effect = Write | EndWriting | Pause | Resume | Close | ReportInvalidHttp2 | ReportTransit | Closed

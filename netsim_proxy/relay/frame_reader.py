@@ -16,13 +16,13 @@ from hypergpu.netsim_proxy.relay import http2
 from hypergpu.netsim_proxy.relay.agenda import Agenda
 from hypergpu.netsim_proxy.relay.flow_control import FIRST_WINDOW_BYTES, WindowLimiter
 from hypergpu.netsim_proxy.relay.frame_writer import FrameWriter
-from hypergpu.netsim_proxy.relay.header_blocks import MAX_BLOCK_BYTES, NO_TABLE, HeaderBlocks, node_id_in
+from hypergpu.netsim_proxy.relay.header_blocks import MAX_BLOCK_BYTES, NO_TABLE, HeaderBlocks, context_in, node_id_in
 from hypergpu.netsim_proxy.relay.held_reader import HeldReader
 from hypergpu.netsim_proxy.relay.http2 import FRAME_HEADER_BYTES, Http2Error
 from hypergpu.netsim_proxy.relay.limits import Limits
 from hypergpu.netsim_proxy.relay.ordering import MAX_BARRIERS, DeliveryOrder
 from hypergpu.netsim_proxy.relay.paced_link import Connection, PacedLink
-from hypergpu.netsim_proxy.relay.streams import Stream
+from hypergpu.netsim_proxy.relay.streams import Stream, Transit
 
 _MAX_CONTINUATIONS: Final = 64
 _ENDLESS_BLOCK_BYTES: Final = 1 << 20
@@ -281,6 +281,7 @@ class FrameReader(HeldReader):
                 if self.direction is DOWN or not self.pair.may_open(stream_id):
                     return None
                 stream = self.pair.open(now, stream_id, node_id_in(data[at + FRAME_HEADER_BYTES : end]))
+            self._trace(stream, data, at + FRAME_HEADER_BYTES, end)
         elif stream is None:
             # Window updates of a connection whose links add nothing go straight on too.
             paced = self.pair.paced
@@ -310,6 +311,8 @@ class FrameReader(HeldReader):
 
     def _offer(self, now: float, stream: Stream, run: bytes) -> None:
         end, ticket = stream.ended[self.index], self._order.enter()
+        if stream.transit is not None:
+            stream.transit.offered(self.index, now, run, end)
         stream.paced.offer(now, self, len(run), stream.link_rpc, end, self._on_verdict, stream, run, ticket)
 
     def _on_verdict(self, now: float, verdict: Deliver | Fail, stream: Stream, run: bytes, ticket: int) -> None:
@@ -325,12 +328,24 @@ class FrameReader(HeldReader):
             if self.direction is UP and self.pair.max_streams < math.inf:
                 at = self.pair.wait_for_stream_slot(now, stream, at)
             stream.ready_at[self.index] = at
+            if stream.transit is not None:
+                self._pass_of_trace(stream, stream.transit, at)
             if at <= now and not self._order.barriers and not self.writer.queued:
                 self._deliver(stream, run)
                 self._order.leave(now, ticket)
             else:
                 stream.paced.begin_transit(now, self, len(run))
                 self.writer.later(at, self._order.arrive, ticket, partial(self._on_delivery, stream, run))
+
+    def _trace(self, stream: Stream, data: bytes, begin: int, end: int) -> None:
+        """Note the trace that a header block of a stream names; an answer's is that of what it brings."""
+        if self.pair.agenda.traces and (context := context_in(data[begin:end])):
+            stream.transit = Transit(context, stream.ended)
+
+    def _pass_of_trace(self, stream: Stream, transit: Transit, at: float) -> None:
+        report = transit.passed(self.pair.number, self.index, at, stream.paced.name)
+        if report is not None:
+            self.pair.agenda.effects.append(report)
 
     def _on_delivery(self, stream: Stream, run: bytes, now: float) -> None:
         stream.paced.end_transit(now, self, len(run))
@@ -473,6 +488,7 @@ class FrameReader(HeldReader):
             stream = self.pair.open(now, stream_id, node_id)
         if stream is None or stream.lost:
             return
+        self._trace(stream, block, 0, len(block))
         if end_stream:
             self.pair.ended(stream, self.direction, reset=False)
         self._offer(now, stream, http2.header_frames(stream_id, block, end_stream, self.max_frame_bytes))

@@ -15,6 +15,7 @@ from hpack.huffman_table import decode_huffman
 
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.rpc import check_node_id
+from hypergpu.common.tracing import TRACEPARENT, parts_of
 from hypergpu.netsim_proxy.relay.http2 import COMPRESSION_ERROR, Http2Error
 
 MAX_BLOCK_BYTES: Final = 256 << 10
@@ -26,6 +27,8 @@ _node_ids: dict[bytes, str | None] = {}
 _STATIC_ENTRIES: Final = 61
 _NODE_ID: Final = b"x-node-id"
 _NODE_ID_HUFFMAN: Final = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode(_NODE_ID)
+_CONTEXT: Final = TRACEPARENT.encode()
+_CONTEXT_HUFFMAN: Final = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode(_CONTEXT)
 _UNESCAPED: Final = frozenset(range(0x20, 0x7F)) - {0x25}
 
 
@@ -87,7 +90,8 @@ def node_id_in(block: bytes) -> str | None:
     try:
         return _node_ids[digest]
     except KeyError:
-        found = _find_node_id(block)
+        value = _find(block, _NODE_ID, _NODE_ID_HUFFMAN)
+        found = None if value is None else _node_id(value)
     if len(_node_ids) >= _MAX_CACHED:
         _node_ids.clear()
     _node_ids[digest] = found
@@ -102,8 +106,19 @@ def _node_id(value: bytes) -> str | None:
         return None
 
 
-def _find_node_id(block: bytes) -> str | None:
-    """Return the value of the last x-node-id.
+def context_in(block: bytes) -> str:
+    """Return the context of a trace in a block that refers to no dynamic table; empty if there is no valid one.
+
+    Raises:
+        Http2Error: the block is malformed, or refers to a dynamic table.
+    """
+    value = _find(block, _CONTEXT, _CONTEXT_HUFFMAN)
+    context = "" if value is None else value.decode("ascii", "replace")
+    return context if parts_of(context) is not None else ""
+
+
+def _find(block: bytes, wanted_name: bytes, wanted_huffman: bytes) -> bytes | None:
+    """Return the value of the last field of a name, which is given in both codings; None if there is none.
 
     Raises:
         Http2Error: the block is malformed, or refers to a dynamic table.
@@ -127,10 +142,10 @@ def _find_node_id(block: bytes) -> str | None:
             wanted = False
             if index == 0:
                 name, huffman, at = _read_string(block, at)
-                wanted = name == (_NODE_ID_HUFFMAN if huffman else _NODE_ID)
+                wanted = name == (wanted_huffman if huffman else wanted_name)
             value, huffman, at = _read_string(block, at)
             if wanted:
-                found = _node_id(decode_huffman(value) if huffman else value)
+                found = decode_huffman(value) if huffman else value
     except (IndexError, HPACKError) as error:
         raise Http2Error("a header block that cannot be decoded", COMPRESSION_ERROR) from error
     return found
