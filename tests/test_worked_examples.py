@@ -73,7 +73,8 @@ def write_hugging_face(folder: Path) -> dict[str, str]:
     config = transformers.BertConfig(vocab_size=len(words), num_labels=2, **shape)
     transformers.BertForSequenceClassification(config).save_pretrained(model)
     reviews = {"text": ["a fine film", "a poor film"] * 40, "label": [1, 0] * 40}
-    part = datasets.Dataset.from_dict(reviews)
+    # A fingerprint of its own: the computed one pickles classes of pyarrow, which some releases of it do not allow.
+    part = datasets.Dataset(pytest.importorskip("pyarrow").table(reviews), fingerprint="reviews")
     datasets.DatasetDict({"train": part, "test": part}).save_to_disk(str(folder / "set"))
     return {"HF_MODEL": str(model), "HF_DATASET": str(folder / "set"), "HF_HUB_OFFLINE": "1"}
 
