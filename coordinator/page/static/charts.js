@@ -30,7 +30,7 @@ export class Charts {
         this.unit = unit();
         this.recolour();
       }
-      for (const { plot, box } of this.charts) plot?.setSize(sizeOf(box, plot.series.length));
+      for (const { plot, box } of this.charts) plot?.setSize(sizeOf(box));
     }).observe(parent);
   }
 
@@ -64,6 +64,7 @@ export class Charts {
       chart.key = key;
       chart.plot = new uPlot(this.#options(kind, show, data.length - 1, box), data, box);
       box.querySelector(".u-legend")?.setAttribute("aria-label", `Lines: ${chart.title.textContent}`);
+      chart.plot.setSize(sizeOf(box)); // with room for the legend, which is there now
     } else chart.plot.setData(data, false);
     chart.plot.batch(() => {
       chart.plot.setScale("x", { min: from, max: Math.max(to, from + 1e-3) });
@@ -73,7 +74,7 @@ export class Charts {
   #options(kind, show, lines, box) {
     const stroke = [colours.accent, colours.quarantine];
     const series = Array.from({ length: lines }, (_, n) => {
-      const line = n % kind.lines.length, ghost = this.ghosts[Math.floor(n / kind.lines.length) - 1];
+      const ghost = this.ghosts[n - kind.lines.length], line = ghost ? 0 : n; // of another course, one line
       const names = [ghost?.name, kind.names?.[line]].filter(Boolean);
       return {
         label: names.join(", ") || "this run", stroke: ghost ? colours[ghost.colour] : stroke[line], width: ghost ? 1.5 : 2,
@@ -82,7 +83,7 @@ export class Charts {
     });
     const axis = { stroke: colours.soft, font: `${11 * unit()}px ${FONT}`, grid: { stroke: colours.grid, width: 1 }, ticks: { show: false } };
     return {
-      ...sizeOf(box, lines + 1), padding: [8, 10, 0, 0], legend: { show: lines > 1, live: false }, cursor: {
+      ...sizeOf(box), padding: [8, 10, 0, 0], legend: { show: lines > 1, live: false }, cursor: {
         sync: { key: "time" }, points: { size: 7 }, drag: { x: false, y: false },
         bind: { click: (u) => (event) => { this.onTime(u.posToVal(u.cursor.left, "x")); return event; } },
       },
@@ -118,9 +119,10 @@ export class Charts {
   }
 }
 
-/** Size of a plot in its box, which leaves room for the legend of several lines. */
-function sizeOf(box, series) {
-  return { width: Math.max(120, box.clientWidth), height: Math.max(120, box.clientHeight - 30 * unit() * Math.ceil((series - 2) / 4)) };
+/** Size of a plot in its box, above the legend of several lines. */
+function sizeOf(box) {
+  const legend = box.querySelector(".u-legend")?.offsetHeight ?? 0;
+  return { width: Math.max(120, box.clientWidth), height: Math.max(90, box.clientHeight - legend) };
 }
 
 function tell(u, box, show) {
@@ -144,7 +146,8 @@ function thinned(rows) {
 
 /** The rows of several courses on one axis of seconds since the first round. */
 function joined(courses, lines, begin) {
-  const tables = courses.map(({ rounds, begin: own }) => [rounds.map((row) => row.t - (own ?? begin)), ...lines.map((line) => rounds.map(line))]);
+  const tables = courses.map(({ rounds, begin: own }, n) => [rounds.map((row) => row.t - (own ?? begin)),
+    ...(n ? lines.slice(0, 1) : lines).map((line) => rounds.map(line))]);
   if (tables.length === 1) return tables[0];
   const [xs, ...ys] = uPlot.join(tables);
   return [xs, ...ys.map((line) => line.map((value) => value ?? null))];

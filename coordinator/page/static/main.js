@@ -205,7 +205,8 @@ class Page {
     this.charts.marker = this.shownAt === null ? null : this.shownAt - this.history.begin;
     this.charts.ghosts = [...this.ghosts, ...this.whatIf.ghosts];
     const [from, to] = this.#span(), isWhole = at("window").value === "0";
-    this.charts.update(this.history.rounds, { metric: this.metric, begin: this.history.begin }, [from, isWhole ? Math.max(to, this.whatIf.end) : to]);
+    const until = Math.max(to, Math.min(this.whatIf.end, 2 * to - from)); // the run keeps half of the width
+    this.charts.update(this.history.rounds, { metric: this.metric, begin: this.history.begin }, [from, isWhole ? until : to]);
   }
 
   #drawLanes() {
@@ -257,6 +258,7 @@ class Page {
     at("steer").hidden = !steerable(about) || ended;
     at("progress-box").hidden = !this.caughtUp;
     at("progress-text").textContent = `round ${figure(state.round)}${total ? ` of ${figure(total)}` : ""}${state.phase ? ` · ${words(state.phase)}` : ""}`;
+    at("progress").hidden = !total;
     at("progress").max = total || Math.max(state.round, 1);
     at("progress").value = Math.min(state.round, total || state.round);
     this.#faults();

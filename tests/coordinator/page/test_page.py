@@ -393,15 +393,18 @@ def test_a_what_if_is_drawn_as_dashed_lines(browser: Browser, run_dir: Path, ser
     series = browser.value(
         "hypergpu.charts.charts[0].plot.series.slice(1).map(({label, dash}) => [label, Boolean(dash)])"
     )
-    assert series == [["this run", False], ["what if: as it is", True], ["what if: none", True]]
+    assert series == [["this run", False], ["if unchanged", True], ["if none", True]]
     xs, *lines_of = browser.value("[...hypergpu.charts.charts[0].plot.data.map((line) => [...line])]")
     drawn = {round(x, 6): value for x, value in zip(xs, lines_of[2], strict=True) if value is not None}
     assert drawn == pytest.approx({5.9: 0.5, 8.9: 0.6})  # on the clock of the run, whose first round began at 1 s
     assert browser.value("hypergpu.charts.charts[0].plot.scales.x.max") == pytest.approx(8.9)
     assert text(browser, "#what-if").startswith(
         "What if the policy were none after round 4? Rehearsed in virtual time, a round takes 2 (1.5 to 2.5) times as "
-        "long. Not known: <b>x</b>."
+        "long."
     )
+    assert text(browser, "#what-if li") == "<b>x</b>"
+    cut = "[...document.querySelectorAll('.plot')].map((box) => box.firstChild.offsetHeight - box.clientHeight)"
+    assert max(browser.value(cut)) <= 1  # each legend is in sight as a whole
     browser.value("document.querySelector('#what-if button').click()")
     browser.until("hypergpu.charts.charts[0].plot.series.length === 2")
     (run_dir / "what_if.json").write_text(json.dumps({"policy": "none", "fault": "it took longer than 120 s"}))
