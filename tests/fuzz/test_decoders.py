@@ -81,6 +81,7 @@ ELSEWHERE = {
     "common.config.document.": "YAML: the readers of configurations, scenarios and profiles",
     "common.config.loading.parse": "checks values that were read",
     "common.config_options.load": "calls load_config",
+    "common.private_files.read_private": "reads bytes and decodes none; a key takes 32 bytes of any value",
     "common.strict_json.parse": "parse_object",
     "coordinator.checkpoints.": "test_run_directories.py",
     "coordinator.core.": "decides, and reads nothing",
