@@ -1,11 +1,12 @@
-"""Goodput while each node is gone for a fifth of the time, against that of the undisturbed run.
+"""Goodput while nodes crash and come back, against that of the undisturbed run.
 
     python benchmarks/churn.py --variants none,first-80,reactive --up 40,120
+    python benchmarks/churn.py --up 60 --down 10    # half of the nodes are killed every 30 s, and start again
 
-Eight nodes leave and come back at random times: they stay for `--up` seconds on average, and are gone for a quarter of
-that. The model of how the task `digit_sums` learns is slowed down, so that a run takes a minute or more. The goodput is
-the time to the target of the undisturbed run, divided by that of the disturbed one and by 0.8, the share of the nodes
-that are there: 1.0 means that what is left of the nodes works as if nothing happened.
+Eight nodes crash and come back at random times: they stay for `--up` seconds on average, and are gone for `--down`
+seconds, by default a quarter of that. The model of how the task `digit_sums` learns is slowed down, so that a run takes
+a minute or more. The goodput is the time to the target of the undisturbed run, divided by that of the disturbed one and
+by the share of the nodes that are there: 1.0 means that what is left of the nodes works as if nothing happened.
 """
 
 import argparse
@@ -22,8 +23,6 @@ from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.variants import baselines_of, variants_of
 
-PRESENT = 0.8
-"""Share of the time that a node is there."""
 SLOWER = {"none": 1.0, "first-80": 30.0, "reactive": 1000.0}
 """Factor by which learning is slowed down, by variant."""
 
@@ -33,7 +32,13 @@ class Case(NamedTuple):
 
     variant: str
     up_seconds: float
+    down_seconds: float
     seed: int
+
+    @property
+    def present(self) -> float:
+        """Share of the time that a node is there."""
+        return self.up_seconds / (self.up_seconds + self.down_seconds)
 
 
 def seconds_to_target(case: Case, *, disturbed: bool) -> float | None:
@@ -41,7 +46,7 @@ def seconds_to_target(case: Case, *, disturbed: bool) -> float | None:
     fitted, slower = FITTED["digit_sums"], SLOWER.get(case.variant, 1000.0)
     node: dict[str, Any] = {"id": "node", "count": 8, "gpu": "T4", "profile": "good"}
     if disturbed:
-        node["churn"] = {"up_seconds": case.up_seconds, "down_seconds": case.up_seconds * (1 / PRESENT - 1)}
+        node["churn"] = {"up_seconds": case.up_seconds, "down_seconds": case.down_seconds}
     tree = {
         "task": "digit_sums",
         "learning": "model",
@@ -62,17 +67,21 @@ def seconds_to_target(case: Case, *, disturbed: bool) -> float | None:
 def goodput(case: Case) -> float | None:
     """Return the goodput of a pair; None if one of its runs did not reach the target."""
     calm, disturbed = (seconds_to_target(case, disturbed=each) for each in (False, True))
-    return None if calm is None or disturbed is None else calm / disturbed / PRESENT
+    return None if calm is None or disturbed is None else calm / disturbed / case.present
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", default="none,first-80,reactive", metavar="A,B,…")
     parser.add_argument("--up", default="40,120", metavar="SECONDS,…", help="mean times between a node's failures")
+    parser.add_argument("--down", type=float, metavar="SECONDS", help="mean time until it is back (default: up ÷ 4)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     options = parser.parse_args()
     rows = list(product(options.variants.split(","), map(float, options.up.split(","))))
-    cases = [Case(variant, up, seed) for (variant, up), seed in product(rows, range(options.seeds))]
+    cases = [
+        Case(variant, up, up / 4 if options.down is None else options.down, seed)
+        for (variant, up), seed in product(rows, range(options.seeds))
+    ]
     with ProcessPoolExecutor(usable_cpus(), mp_context=get_context("spawn")) as pool:
         found = dict(zip(cases, pool.map(goodput, cases), strict=True))
     for row in rows:
