@@ -20,7 +20,7 @@ from hypergpu.common.background import PeriodicTask
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.config.compression import CompressionConfig
-from hypergpu.common.errors import CannotResume
+from hypergpu.common.errors import StorageError
 from hypergpu.common.grpc_server import make_server
 from hypergpu.common.http import Answer, HttpServer, Routes
 from hypergpu.common.http import metrics as metrics_route
@@ -408,14 +408,14 @@ class Coordinator:
         """Bring the files to the round that the run resumes from.
 
         Raises:
-            CannotResume: A file cannot be changed.
-            ConfigError: The same, of a record.
+            StorageError: The log cannot be changed now.
+            ConfigError: A record cannot be changed.
         """
         set_aside_after(self.run_dir.checkpoints, found.base)
         try:
             RoundLog(self.run_dir.checkpoints, self._options.storage).cut(found.log, found.round)
         except OSError as error:
-            raise CannotResume(f"cannot cut the log in {self.run_dir.checkpoints}: {error.strerror}") from error
+            raise StorageError(f"cannot cut the log in {self.run_dir.checkpoints}: {error.strerror}") from error
         self.run_dir.begin(self.config, found.round, found.rows())
 
     async def _complete_results(self) -> None:

@@ -43,6 +43,11 @@ def test_nothing_that_was_told_is_undone_in_a_thousand_runs(first: int) -> None:
     assert not failed, "\n".join(failed)
 
 
+def test_a_disk_that_fails_while_the_log_is_cut_lets_the_next_start_go_on() -> None:
+    outcome = run(578)
+    assert not outcome.faults, outcome
+
+
 def test_a_seed_repeats_its_run() -> None:
     assert run(3) == run(3)
 
