@@ -117,4 +117,5 @@ def test_every_channel_is_made_in_one_place() -> None:
         for file in (root / package).rglob("*.py")
         if re.search(r"\b(?:insecure|secure)_channel\(|\burlopen\(", file.read_text())
     ]
-    assert made == ["hypergpu/common/rpc.py"]
+    foreign = ["examples/any_grpc_service.py"]  # an application that knows nothing of HyperGPU
+    assert sorted(made) == [*foreign, "hypergpu/common/rpc.py"]
