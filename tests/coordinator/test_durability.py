@@ -35,6 +35,7 @@ def config(policy: str = "none", every: str | int = "2 %", **training: Any) -> S
         "training": {**PLAIN, **training},
         "server": {"listen": "127.0.0.1:0", "http_listen": "127.0.0.1:0", "linger_seconds": 0.0},
         "orchestrator": {"policy": policy},
+        "contribution": {"measured_share": 0},  # whose draws are secret
         "checkpoint": {"every": every},
     }
     return SystemConfig.model_validate(tree)

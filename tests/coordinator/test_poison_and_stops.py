@@ -39,8 +39,7 @@ def events(run: Path) -> list[dict[str, Any]]:
 
 
 async def test_a_poisoned_update_is_refused_named_and_leaves_no_trace(tmp_path: Path) -> None:
-    # An adaptive deadline: the round that refuses b's update ends after a second, and not after ten.
-    training = {"rounds": 4, "min_nodes": 2, "quorum": 0.5}
+    training = {"rounds": 4, "min_nodes": 2, "quorum": 1.0}  # a deadline that passes on a busy machine is extended
     async with running(tmp_path, training=training, orchestrator={"policy": "conservative"}) as run:
         a, b = run.node("a"), run.node("b")
         await a.register()
@@ -53,13 +52,13 @@ async def test_a_poisoned_update_is_refused_named_and_leaves_no_trace(tmp_path: 
         assert reply.outcome == pb.PushUpdateReply.REFUSED
         assert "the update of b: norm 2.828e+30" in reply.detail
         assert await a.push(order_a, ONE) == pb.PushUpdateReply.ACCEPTED
-        last = await a.work()
+        last, last_of_b = await asyncio.gather(a.work(), b.work())
         moved = 1 + 1 / 2 + 1 / 4  # the policy's momentum of ½ remembers both rounds before
         np.testing.assert_allclose(last.parameters, order_a.parameters + moved, rtol=1e-6)
         assert 'hypergpu_updates_total{outcome="refused"} 1.0' in run.get("/metrics")
         decisions = (await run.control.GetStatus(pb.GetStatusRequest())).decisions
         assert ("b", "norm_too_large") in {(each.subject, each.reason) for each in decisions}
-        await a.push(last, ONE)
+        assert await a.push(last, ONE) == await b.push(last_of_b, ONE) == pb.PushUpdateReply.ACCEPTED
         await asyncio.wait_for(run.coordinator.engine.finished.wait(), 30)
     assert all(np.isfinite(content).all() and abs(content).max() < 100 for _, content in checkpoints(tmp_path))
     assert "update_refused" in [event["kind"] for event in events(tmp_path)]

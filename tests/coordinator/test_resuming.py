@@ -43,6 +43,7 @@ def config(policy: str = "none", **training: Any) -> SystemConfig:
         "training": {**TRAINING, **training},
         "server": {"listen": "127.0.0.1:0", "http_listen": "127.0.0.1:0", "linger_seconds": 0.0},
         "orchestrator": {"policy": policy},
+        "contribution": {"measured_share": 0},  # whose draws are secret
         "checkpoint": {"every": 1, "log": False},  # tests/coordinator/test_durability.py has the log
     }
     return SystemConfig.model_validate(sections)
