@@ -16,6 +16,7 @@ READERS = {
     "hypergpu/certificates.py": "dates of certificates",
     "hypergpu/cli/doctor.py": "compares it with the coordinator's",
     "hypergpu/common/tls.py": "dates of certificates",
+    "hypergpu/outlets/run_files.py": "dates what TensorBoard and others show",
 }
 """Files that read the time of day, and what for."""
 
