@@ -233,8 +233,10 @@ async def test_a_node_waits_for_the_next_run_of_a_coordinator_that_stays(cluster
         await until(lambda: c.fake.calls.count("PullWork") >= 4)
         assert not running.done()
         assert c.fake.left == []
-        c.fake.run_id, c.fake.stays = "run-2", False
+        c.fake.run_id = "run-2"
         c.fake.directives.append(pb.HeartbeatReply.REGISTER_AGAIN)
+        await until(lambda: c.agent.run_id == "run-2")
+        c.fake.stays = False  # not before: it would end with the first run
         await asyncio.wait_for(running, patience(30))
     assert c.agent.run_id == "run-2"
     assert c.fake.left == ["done"]
