@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hypergpu.common.address import split_address
-from hypergpu.common.command_line import PREFIX, Service
+from hypergpu.common.command_line import Service, complain
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.config_options import ConfigOptions
 from hypergpu.common.errors import ConfigError, StorageError
@@ -38,7 +37,6 @@ from hypergpu.common.options import (
 from hypergpu.common.roles import Role
 from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.common.task_names import choices
-from hypergpu.common.text import one_line
 from hypergpu.common.tls import server_tls
 from hypergpu.common.token import OPERATOR, VIEWER, TokenSource, find_token, server_token
 from hypergpu.common.trace_settings import make_tracer
@@ -166,7 +164,7 @@ def run(options: CoordinatorOptions) -> int:
         of_process = Options(out, tokens, tls, options.resume, options.force, Storage(faults), tracer=tracer)
         return asyncio.run(_train(settings, of_process))
     except StorageError as error:  # it may work later: code 2 would keep a container down
-        print(f"{PREFIX}{one_line(str(error))}", file=sys.stderr)
+        complain(str(error))
         return 1
     finally:
         tracer.close()

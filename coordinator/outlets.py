@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import os
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -12,6 +10,7 @@ from typing import Final
 import structlog
 
 from hypergpu.coordinator.health import ReportState
+from hypergpu.coordinator.program_beside import kill, spawn
 
 log = structlog.get_logger()
 
@@ -76,8 +75,7 @@ class Outlets:
         for name, child in self._children.items():
             if child.returncode is None:
                 self._tell(name, f"it was not done {self._finish_seconds:g} s after the end of the run")
-                with contextlib.suppress(ProcessLookupError):
-                    child.kill()
+                kill(child)
         if self._watching:
             await asyncio.wait(self._watching.values())
         for name in self._faults:
@@ -88,21 +86,7 @@ class Outlets:
         printed = self._run_dir / LOG
         printed.parent.mkdir(exist_ok=True)
         with printed.open("ab") as complaints:
-            return await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # modules of the working directory must not hide installed ones
-                "-m",
-                self._module,
-                str(self._run_dir),
-                name,
-                target,
-                str(kept),
-                stdin=asyncio.subprocess.PIPE,  # its end tells the child that the run is over, or this process gone
-                stdout=asyncio.subprocess.PIPE,
-                stderr=complaints,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C is for the coordinator
-            )
+            return await spawn(self._module, (str(self._run_dir), name, target, str(kept)), complaints)
 
     async def _watch(self, name: str, child: asyncio.subprocess.Process) -> None:
         """Report what a process says, until it ends."""

@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import IO, Final
 
 MOST_OUTPUT_BYTES: Final = 1 << 20
 """Most bytes that the program may print."""
@@ -39,24 +39,13 @@ class ProgramBeside:
         """
         if self._stopped:
             raise OSError("the coordinator ends")
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # modules of the working directory must not hide installed ones
-            "-m",
-            self._module,
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,  # it stays open: its end tells the child that this process is gone
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=os.environ | _ONE_THREAD,
-            start_new_session=True,
-        )
+        child = await spawn(self._module, arguments)
         assert child.stdin is not None and child.stdout is not None and child.stderr is not None
-        _kill(self.child)
+        kill(self.child)
         self.child = child
         try:
             if self._stopped:  # while it was started
-                _kill(child)
+                kill(child)
             async with asyncio.timeout(self._timeout_seconds):
                 child.stdin.write(len(content).to_bytes(LENGTH_BYTES, "big") + content)
                 with contextlib.suppress(ConnectionError):  # what it says at its end tells more
@@ -64,7 +53,7 @@ class ProgramBeside:
                 printed, complaint = await asyncio.gather(_output(child.stdout), _output(child.stderr))
                 code = await child.wait()
         finally:
-            _kill(child)
+            kill(child)
             if self.child is child:
                 self.child = None
             child.stdin.close()
@@ -77,10 +66,33 @@ class ProgramBeside:
     def stop(self) -> None:
         """Kill the process, if one runs, and start no other."""
         self._stopped = True
-        _kill(self.child)
+        kill(self.child)
 
 
-def _kill(child: asyncio.subprocess.Process | None) -> None:
+async def spawn(
+    module: str, arguments: Sequence[str], stderr: int | IO[bytes] = asyncio.subprocess.PIPE
+) -> asyncio.subprocess.Process:
+    """Start a program of this package. Its standard input stays open: its end tells that this process is gone.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",  # modules of the working directory must not hide installed ones
+        "-m",
+        module,
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=stderr,
+        env=os.environ | _ONE_THREAD,
+        start_new_session=True,  # Ctrl-C is for the coordinator
+    )
+
+
+def kill(child: asyncio.subprocess.Process | None) -> None:
+    """Kill a process, unless it has ended."""
     if child is not None and child.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             child.kill()

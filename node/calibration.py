@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import socket
 import stat
 import tempfile
@@ -30,6 +29,7 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.common.private_files import create_private
 from hypergpu.common.step_times import StepTimes
 from hypergpu.node.core.compute import fitted
+from hypergpu.node.device import cpu_model
 from hypergpu.node.trainer import Timing, Trainer
 from hypergpu.tasks import inputs as task_inputs
 from hypergpu.tasks.samples import count
@@ -196,7 +196,7 @@ def _key(trainer: Trainer, sample_bytes: float) -> dict[str, Any]:
     tensors = [f"{tensor.name} {tensor.shape}" for tensor in trainer.model.manifest.tensors]
     return {
         "machine": _machine(),
-        "cpu": _cpu(),
+        "cpu": cpu_model(),
         "torch": torch.__version__,
         "task": trainer.task.name,
         "model": hashlib.sha256("\n".join([*layers, *tensors]).encode()).hexdigest(),
@@ -214,15 +214,6 @@ def _machine() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         return socket.gethostname()
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else f"{platform.machine()} {platform.processor()}"
 
 
 # ------------------------------------------------------------ storing

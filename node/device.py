@@ -1,6 +1,5 @@
 """Specs and usage of the real machine."""
 
-import contextlib
 import os
 import platform
 import resource
@@ -45,18 +44,18 @@ def numerics(device: torch.device, precision: str) -> str:
     if device.type == "cuda":
         kind = torch.cuda.get_device_name(device)
     else:
-        kind = f"{_cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+        kind = f"{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     return f"torch {torch.__version__}, {kind}, {precision}"[:MOST_NUMERICS]
 
 
-def _cpu_model() -> str:
-    """Return the model of the CPU, as far as the system tells it."""
-    with contextlib.suppress(OSError):
+def cpu_model() -> str:
+    """Return the model of the CPU, or its architecture where the system does not tell."""
+    try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else f"{platform.machine()} {platform.processor()}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Steering from the page: some methods of the control service as POST, for who shows the operator's token."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ _REQUESTS: Final[Mapping[str, Callable[[], Any]]] = {
 _WHAT_IF: Final = "WhatIf"
 """Call beside those of the control service: it changes nothing, and costs CPU. `SetPolicy` has its roles."""
 _PATIENCE_SECONDS: Final = 10.0
+_Call = Callable[[], Awaitable[object]]
 
 
 class Steering:
@@ -57,39 +58,49 @@ class Steering:
 
     def routes(self) -> Routes:
         """Return a route for each method."""
-        return {f"/control/{method}": Action(partial(self._act, method)) for method in (*_REQUESTS, _WHAT_IF)}
+        control = {method: self._action(method, partial(self._control_call, method), b"done\n") for method in _REQUESTS}
+        what_if = self._action("SetPolicy", self._what_if_call, b"begun; the answer takes some seconds\n")
+        return {f"/control/{name}": action for name, action in (control | {_WHAT_IF: what_if}).items()}
 
-    def _act(self, method: str, request: Request) -> Answer:
+    def _action(self, method: str, prepare: Callable[[Request], _Call], done: bytes) -> Action:
+        """Return what answers requests of who may call `method`; `prepare` parses one and returns the call."""
+        return Action(partial(self._act, method, prepare, done))
+
+    def _act(self, method: str, prepare: Callable[[Request], _Call], done: bytes, request: Request) -> Answer:
         """Answer a request, on a thread of the HTTP server."""
         try:
             if not self._tokens.get(Role.OPERATOR):
                 raise PermissionDenied("the page steers only where the coordinator has an operator token")
-            role_of = "SetPolicy" if method == _WHAT_IF else method
-            require_role(self._tokens, f"{CONTROL}{role_of}", shown_token(request))
-            call = self._what_if(request) if method == _WHAT_IF else self._call(method, request)
-            asked = asyncio.run_coroutine_threadsafe(call, self._loop)
+            require_role(self._tokens, f"{CONTROL}{method}", shown_token(request))
+            asked = asyncio.run_coroutine_threadsafe(self._called(prepare(request), request.address), self._loop)
             asked.result(_PATIENCE_SECONDS)
         except TimeoutError:
             return refusal(Unavailable(f"the coordinator has not answered for {_PATIENCE_SECONDS:g} s"))
         except HyperGPUError as error:
             self._on_refused(error)
             return refusal(error)
-        return Answer(b"begun; the answer takes some seconds\n" if method == _WHAT_IF else b"done\n")
+        return Answer(done)
 
-    async def _call(self, method: str, request: Request) -> None:
-        """Call a method, on the loop of the coordinator."""
-        message = _parsed(method, request.body)
-        self._budgets.user(request.address, controls=True)
-        await getattr(self._control, method)(message, None)
+    async def _called(self, call: _Call, address: str) -> None:
+        """Make a call within the budget of its caller, on the loop of the coordinator."""
+        self._budgets.user(address, controls=True)
+        await call()
 
-    async def _what_if(self, request: Request) -> None:
-        """Begin a what-if, on the loop of the coordinator."""
-        self._budgets.user(request.address, controls=True)
+    def _control_call(self, method: str, request: Request) -> _Call:
+        """Return the call of a method of the control service."""
+        return partial(getattr(self._control, method), _parsed(method, request.body), None)
+
+    def _what_if_call(self, request: Request) -> _Call:
+        """Return the call that begins a what-if."""
         try:
             asked = strict_json.parse_object(request.body or b"{}")
         except ValueError as error:
             raise InvalidInput(f"the body is no object in JSON: {str(error)[:200]}") from error
-        self._what_ifs.begin(asked.get("policy"), asked.get("round", 0))
+
+        async def begin() -> None:
+            self._what_ifs.begin(asked.get("policy"), asked.get("round", 0))
+
+        return begin
 
 
 def _parsed(method: str, body: bytes) -> Any:

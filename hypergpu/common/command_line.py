@@ -82,11 +82,16 @@ def run_app(app: typer.Typer, arguments: Sequence[str], program: str | None = No
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def complain(message: str) -> None:
+    """Print an error as one line on standard error."""
+    print(f"{PREFIX}{one_line(message)}", file=sys.stderr)
+
+
 def _where_to_look(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)  # only usage errors have one
     return f" (see `{context.command_path} --help`)" if context is not None else ""
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"{PREFIX}{one_line(message)}", file=sys.stderr)
+    complain(message)
     sys.exit(BAD_INPUT)

@@ -31,12 +31,20 @@ def missing_extra(error: ImportError) -> ConfigError | None:
     return ConfigError(f"this needs {module}, which is not installed: pip install 'hypergpu[{extra}]'")
 
 
+def is_installed(module: str) -> bool:
+    """Return whether a module is installed, without importing it."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package above it is not
+        return False
+
+
 def require_extra(module: str) -> None:
     """Check that a module is installed, without importing it.
 
     Raises:
         ConfigError: it is not installed; the message names its extra.
     """
-    if find_spec(module) is None:
+    if not is_installed(module):
         error = ModuleNotFoundError(name=module)
         raise missing_extra(error) or error

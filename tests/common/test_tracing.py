@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from hypergpu.common import trace_settings
+from hypergpu.common import extras
 from hypergpu.common.clock import monotonic
 from hypergpu.common.trace_settings import make_tracer
 from hypergpu.common.tracing import NO_TRACER, context_of, parts_of
@@ -32,7 +32,7 @@ def test_there_are_no_traces_unless_a_variable_asks_for_them(environment: dict[s
 
 
 def test_without_the_extra_a_warning_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trace_settings, "find_spec", lambda module: None)
+    monkeypatch.setattr(extras, "find_spec", lambda module: None)
     with capture_logs() as logs:
         assert make_tracer("service", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317"}) is NO_TRACER
     assert "pip install 'hypergpu[otel]'" in logs[0]["event"]

@@ -60,11 +60,12 @@ def at_deadline(
     Before the first update of a run, nobody knows whether a round takes seconds or hours: it is extended until one
     arrives, for a day at most.
     """
-    if current.has_quorum and not config.deterministic:
+    awaits_return = current.settings.awaits_return
+    if current.has_quorum and not awaits_return:
         return _close(current, CloseReason.QUORUM_AT_DEADLINE, state.members, config, now)
     elapsed = now - current.started_at
     is_first = not current.contributions and state.deadlines.is_unmeasured
-    is_waited_for = is_first or config.deterministic
+    is_waited_for = is_first or awaits_return
     if elapsed < MAX_EMPTY_ROUND_SECONDS if is_waited_for else current.extensions < MAX_EXTENSIONS:
         seconds = elapsed + max(elapsed, MIN_SLACK_SECONDS)
         current.extensions += not is_first

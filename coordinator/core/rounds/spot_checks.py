@@ -21,7 +21,7 @@ from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.decisions import DecisionKind, Figures
 from hypergpu.coordinator.core.model.sketch import Sketch
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
-from hypergpu.coordinator.core.rounds.events import Repeated, UpdateArrived, UpdateReply, UpdateStatus, WorkAssigned
+from hypergpu.coordinator.core.rounds.events import Repeated, UpdateArrived, UpdateReply, UpdateStatus
 from hypergpu.coordinator.core.rounds.membership import Member
 from hypergpu.coordinator.core.rounds.work import WorkUnit
 
@@ -216,23 +216,8 @@ class SpotChecks:
         unit.attempt, unit.first_at = FIRST_ATTEMPT + self._begun, now
         self._begun += 1
         member.requesting, member.assignment = False, None
-        effects.emit(
-            WorkAssigned(
-                found.round,
-                unit.node,
-                unit.attempt,
-                unit.batch_size,
-                unit.local_steps,
-                unit.optimizer.learning_rate,
-                unit.optimizer.name,
-                unit.shard,
-                deadline_at,
-                unit.codecs,
-                trial=True,
-                accepted_round=member.last_accepted,
-                repeats=Repeated(*check.parameters),
-            )
-        )
+        repeats = Repeated(*check.parameters)
+        effects.emit(unit.order(found.round, deadline_at, member.last_accepted, repeats=repeats))
         return True
 
     def close_round(self, effects: EffectBuffer) -> Collection[str]:

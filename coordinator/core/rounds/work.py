@@ -7,11 +7,18 @@ from enum import StrEnum
 from statistics import median
 from typing import Final
 
-from hypergpu.common.connections import ONE_FOR_ALL, ConnectionPlan
+from hypergpu.common.connections import ONE_EACH, ONE_FOR_ALL, ConnectionPlan, Connections
 from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.transfer_codecs import NO_CODECS, TransferCodecs
 from hypergpu.coordinator.core.rounds.deadlines import Deadline
-from hypergpu.coordinator.core.rounds.events import Contribution, LateUpdate, Shard, UpdateArrived, WorkAssigned
+from hypergpu.coordinator.core.rounds.events import (
+    Contribution,
+    LateUpdate,
+    Repeated,
+    Shard,
+    UpdateArrived,
+    WorkAssigned,
+)
 
 
 class WorkReason(StrEnum):
@@ -97,6 +104,35 @@ class WorkUnit:
     def expected_norm_scale(self) -> float:
         """Scale of the norm of its update: 1 for a gradient, steps × learning rate for a change of the parameters."""
         return self.local_steps * self.optimizer.learning_rate if self.local_steps > 1 else 1.0
+
+    def order(
+        self,
+        round_number: int,
+        deadline_at: float,
+        accepted_round: int,
+        *,
+        connections: Connections = ONE_EACH,
+        fragment: int | None = None,
+        repeats: Repeated | None = None,
+    ) -> WorkAssigned:
+        """Return the order of the present attempt, in the place of a round; see `WorkAssigned`."""
+        return WorkAssigned(
+            round_number,
+            self.node,
+            self.attempt,
+            self.batch_size,
+            self.local_steps,
+            self.optimizer.learning_rate,
+            self.optimizer.name,
+            self.shard,
+            deadline_at,
+            self.codecs,
+            self.trial,
+            accepted_round,
+            connections,
+            fragment,
+            repeats,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,22 +256,9 @@ class Round:
             unit.first_at, unit.interrupted = now, False
         unit.attempt += 1
         unit.offered_at = None
-        return WorkAssigned(
-            self.number,
-            unit.node,
-            unit.attempt,
-            unit.batch_size,
-            unit.local_steps,
-            unit.optimizer.learning_rate,
-            unit.optimizer.name,
-            unit.shard,
-            self.deadline_at,
-            unit.codecs,
-            unit.trial,
-            accepted_round,
-            self.settings.connections.of(unit.node),
-            self.settings.fragment,
-        )
+        connections = self.settings.connections.of(unit.node)
+        fragment = self.settings.fragment
+        return unit.order(self.number, self.deadline_at, accepted_round, connections=connections, fragment=fragment)
 
     def accept(self, unit: WorkUnit, update: UpdateArrived, samples: int, now: float) -> float:
         """Count an update of so many samples; return the seconds from the assignment to its arrival."""
